@@ -1,0 +1,42 @@
+"""How fast the method's core is, against the straightforward way to write it.
+
+``wsss-nb benchmark`` measures every row in one process: contestants take turns, medians are reported, peak
+memory comes from runs of its own, and each pair is first checked to compute the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(only: Sequence[str], repeats: int, threads: int | None, json_path: str | None) -> int:
+    """Measure the rows named in ``only`` (all if empty), print a table, write JSON if asked to."""
+    import torch
+
+    from benchmarks.measure import measure, table
+    from benchmarks.rows import ROWS
+    from wsss_nb.errors import InputError
+    from wsss_nb.experiment.provenance import manifest
+    from wsss_nb.files import write_json
+
+    for name in only:
+        if name not in ROWS:
+            raise InputError(f"only: expected rows of {', '.join(ROWS)}, got {name!r}")
+    if repeats < 1:
+        raise InputError(f"repeats: expected at least 1, got {repeats}")
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads: expected at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    results = []
+    for name, row in ROWS.items():
+        if only and name not in only:
+            continue
+        print(f"measuring {name}")
+        results.append(measure(row, repeats))
+    print(table(results))
+    if json_path:
+        write_json(json_path, {"rows": results, "manifest": manifest()})
+    return 0

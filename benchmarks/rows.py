@@ -1,0 +1,140 @@
+"""The rows of the benchmark table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import Row, Work
+from benchmarks.references import all_pairs_loss, contour_by_dilation, dense_random_walk, one_view_at_a_time
+from wsss_nb.affinity import pair_indices, random_walk
+from wsss_nb.metrics import contour_matches
+from wsss_nb.similarity import feature_similarity_loss
+
+__all__ = ["ROWS"]
+
+Setup = tuple[Work, Work | None, Callable[[Any, Any], None]]
+
+
+def _maps(B: int, K: int, size: int) -> tuple[Tensor, Tensor]:
+    """Smooth random CAMs and images, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(B, K + 3, size // 8, size // 8, generator=generator)
+    smooth = F.interpolate(coarse, (size, size), mode="bicubic")
+    return (3 * smooth[:, :K]).softmax(1), torch.sigmoid(smooth[:, K:])
+
+
+def _close(ours: Any, theirs: Any, tolerance: float = 2e-3) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        mine, other = torch.as_tensor(mine), torch.as_tensor(other)
+        error = (mine - other).abs().max() / other.abs().max()
+        if not error < tolerance:
+            raise AssertionError(
+                f"results differ by {error:.2g} of the largest value, expected {tolerance:g}"
+            )
+
+
+def _similarity(B: int, size: int, *, learned: bool, compare: bool = True) -> Setup:
+    cam, image = _maps(B, 21, size)
+
+    def gradients(loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaf = cam.clone().requires_grad_()
+        mu, sigma = torch.tensor(2.5, requires_grad=learned), torch.tensor(5.0, requires_grad=learned)
+        value = loss(leaf, image, mu, sigma)
+        wanted = (leaf, mu, sigma) if learned else (leaf,)
+        return (value.detach(), *torch.autograd.grad(value, wanted))
+
+    def ours() -> tuple[Tensor, ...]:
+        return gradients(feature_similarity_loss)
+
+    def theirs() -> tuple[Tensor, ...]:
+        return gradients(all_pairs_loss)
+
+    return ours, theirs if compare else None, _close
+
+
+def _contours() -> Setup:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:375, :500]
+    target, prediction = np.zeros((2, 375, 500), np.uint8)
+    for label, (row, column) in zip((3, 9, 15), ((120, 110), (200, 300), (280, 430)), strict=True):
+        for label_map in (target, prediction):
+            shift = rng.integers(-6, 7, 2)
+            inside = ((y - row - shift[0]) / 70) ** 2 + ((x - column - shift[1]) / 90) ** 2 < 1
+            label_map[inside] = label
+
+    def check(ours: Any, theirs: Any) -> None:
+        np.testing.assert_array_equal(ours, theirs)
+
+    return (
+        lambda: contour_matches(prediction, target, 21),
+        lambda: contour_by_dilation(prediction, target, 21),
+        check,
+    )
+
+
+def _walk() -> Setup:
+    generator = torch.Generator().manual_seed(0)
+    height, width = 47, 63
+    scores = torch.rand(21, height, width, generator=generator)
+    pairs = pair_indices(5, height, width)[1].shape
+    affinity = torch.rand(*pairs, generator=generator)
+    return (
+        lambda: random_walk(scores, affinity, beta=8, log_t=6),
+        lambda: dense_random_walk(scores, affinity, beta=8, log_t=6),
+        lambda ours, theirs: _close([ours], [theirs]),
+    )
+
+
+def _inference() -> Setup:
+    from skimage import data
+
+    from wsss_nb.models import create_cam_net
+    from wsss_nb.stages.cam import foreground_cam
+    from wsss_nb.stages.config import CamConfig, InferenceConfig
+
+    torch.manual_seed(0)
+    net = create_cam_net("efficientnet_lite0", 21).eval()
+    image = np.ascontiguousarray(data.chelsea()[:, :, :3])
+    labels = np.zeros(21, np.uint8)
+    labels[[0, 8, 15]] = 1
+    inference = InferenceConfig(max_normalize=False)
+    config = CamConfig(siamese=False, precision="bfloat16")
+    return (
+        lambda: foreground_cam(net, image, labels, config, inference),
+        lambda: one_view_at_a_time(net, image, labels, inference.scales),
+        lambda ours, theirs: _close([ours], [theirs], tolerance=0.05),
+    )
+
+
+ROWS: dict[str, Row] = {
+    "similarity": Row(
+        "feature similarity, forward + backward, B 4, K 21, 56x56, mu and sigma fixed",
+        lambda: _similarity(4, 56, learned=False), "all pairs in torch", 12, 1 / 20,
+    ),
+    "similarity-learned": Row(
+        "the same, mu and sigma learned",
+        lambda: _similarity(4, 56, learned=True), "all pairs in torch", 8, 1 / 20,
+    ),
+    "similarity-112": Row(
+        "feature similarity, B 1, K 21, 112x112", lambda: _similarity(1, 112, learned=False, compare=False)
+    ),
+    "similarity-224": Row(
+        "feature similarity, B 1, K 21, 224x224", lambda: _similarity(1, 224, learned=False, compare=False)
+    ),
+    "contour": Row(
+        "contour matches, 500x375, 21 classes, 3 present", _contours, "disk dilation for all 20 classes", 20
+    ),
+    "walk": Row(
+        "random walk, 63x47, K 21, 64 steps", _walk, "dense matrix, squared 6 times", 50, 1 / 20
+    ),
+    "inference": Row(
+        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips", _inference,
+        "one view at a time in float32", 2,
+    ),
+}  # fmt: skip

@@ -1,0 +1,176 @@
+"""The backbones: the port of EfficientNet-Lite0, dilation, receptive field, folding of BatchNorm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from wsss_nb.models import BACKBONES, Taps, create_backbone, create_imagenet_classifier
+from wsss_nb.models.backbone import conv_norm
+from wsss_nb.models.efficientnet import load_imagenet_weights
+
+
+@pytest.fixture(scope="module")
+def cat() -> torch.Tensor:
+    image = Image.fromarray(skimage.data.chelsea()).resize((224, 224), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
+
+
+def test_the_cat_is_an_egyptian_cat(cat):
+    probabilities = create_imagenet_classifier()(cat).softmax(dim=1)[0]
+    assert probabilities.argmax() == 285
+    assert abs(probabilities[285].item() - 0.771) < 0.005
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilation_keeps_what_the_net_knows(cat, output_stride):
+    probabilities = create_imagenet_classifier(output_stride)(cat).softmax(dim=1)[0]
+    assert probabilities.argmax() == 285
+    assert probabilities[285] > 0.7
+
+
+def test_class_activation_map_by_hand_from_features_and_weights(cat):
+    net = create_imagenet_classifier(16)
+    features = net.features(cat)
+    cam = torch.einsum("ck,bkij->bcij", net.fc.weight, features) + net.fc.bias[:, None, None]
+    torch.testing.assert_close(cam.mean(dim=(2, 3)), net(cat), rtol=1e-4, atol=1e-4)
+    assert not any(p.requires_grad for p in net.parameters())
+    assert not net.training
+
+
+def test_every_tensor_of_the_weight_file_is_used():
+    state = load_imagenet_weights()
+    backbone = create_backbone("efficientnet_lite0")
+    assert set(backbone.state_dict()) == {key for key in state if not key.startswith("_fc.")}
+    assert backbone.pretrained
+    torch.testing.assert_close(backbone.state_dict()["_conv_head.weight"], state["_conv_head.weight"])
+    fresh = create_backbone("efficientnet_lite0", pretrained=False)
+    assert not fresh.pretrained
+    assert not torch.equal(fresh.state_dict()["_conv_head.weight"], state["_conv_head.weight"])
+
+
+@pytest.mark.parametrize("coarse,fine", [(32, 16), (16, 8)])
+def test_a_finer_stride_only_adds_pixels(cat, coarse, fine):
+    """With SAME padding of even sizes the strided grid is every second pixel, from the second on."""
+    x = (cat * 255 - 127) / 128
+    with torch.inference_mode():
+        few = create_backbone("efficientnet_lite0", output_stride=coarse).eval()(x)
+        many = create_backbone("efficientnet_lite0", output_stride=fine).eval()(x)
+    assert few.conv6.shape[2] == 224 // coarse and many.conv6.shape[2] == 224 // fine
+    torch.testing.assert_close(many.conv6[:, :, 1::2, 1::2], few.conv6, rtol=1e-4, atol=1e-4)
+
+
+def test_same_padding_is_that_of_an_explicitly_padded_plain_convolution():
+    """Stem on an even and an odd size: output i covers pixels 2i..2i+2, or 2i-1..2i+1."""
+    backbone = create_backbone("efficientnet_lite0").eval()
+    for size, pad in ((12, (0, 1, 0, 1)), (11, (1, 1, 1, 1))):
+        x = torch.randn(1, 3, size, size)
+        stem = F.relu6(backbone._bn0(F.conv2d(F.pad(x, pad), backbone._conv_stem.weight, stride=2)))
+        expected = backbone._blocks[0](stem)
+        seen = []
+        handle = backbone._blocks[0].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
+        backbone.frozen(x)
+        handle.remove()
+        torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name,stride,channels",
+    [
+        ("tiny", 4, Taps(32, 64, 96)),
+        ("efficientnet_lite0", 8, Taps(112, 320, 1280)),
+        ("efficientnet_lite0", 16, Taps(112, 320, 1280)),
+        ("efficientnet_lite0", 32, Taps(112, 320, 1280)),
+    ],
+)
+@pytest.mark.parametrize("size", [(33, 47), (64, 96), (7, 5)])
+def test_taps_have_the_stated_channels_and_stride(name, stride, channels, size):
+    backbone = create_backbone(name, output_stride=stride, pretrained=False).eval()
+    with torch.inference_mode():
+        taps = backbone(torch.rand(2, 3, *size))
+    expected = (-(-size[0] // stride), -(-size[1] // stride))
+    assert backbone.stride == stride and backbone.channels == channels
+    for tap, count in zip(taps, channels, strict=True):
+        assert tap.shape[:2] == (2, count)
+    assert tuple(taps.conv5.shape[2:]) == tuple(taps.conv6.shape[2:]) == expected
+
+
+def test_tiny_sees_the_length_of_an_object_and_no_more():
+    backbone = create_backbone("tiny").eval()
+    x = torch.rand(1, 3, 96, 96, requires_grad=True)
+    backbone(x).conv6[0, :, 12, 12].sum().backward()
+    assert x.grad is not None
+    rows = x.grad[0].abs().amax(dim=(0, 2)).nonzero()
+    columns = x.grad[0].abs().amax(dim=(0, 1)).nonzero()
+    reach = backbone.receptive_field
+    assert reach == 47
+    assert int(rows.max() - rows.min()) + 1 == reach
+    assert int(columns.max() - columns.min()) + 1 == reach
+    assert 100_000 < sum(p.numel() for p in backbone.parameters()) < 160_000
+
+
+def test_frozen_part_of_efficientnet_ends_with_block_10():
+    backbone = create_backbone("efficientnet_lite0", pretrained=False).eval()
+    x = torch.randn(1, 3, 64, 64)
+    features = backbone.frozen(x)
+    assert features.shape == (1, 112, 4, 4) and len(backbone.frozen_modules()) == 2 + 11
+    assert backbone.taps(features).conv4 is features
+    unfrozen = create_backbone("efficientnet_lite0", pretrained=False, freeze=False).eval()
+    unfrozen.load_state_dict(backbone.state_dict())
+    assert unfrozen.frozen(x) is x
+    assert not unfrozen.frozen_modules()
+    torch.testing.assert_close(unfrozen(x).conv6, backbone(x).conv6, rtol=0, atol=0)
+
+
+def _conv_and_norm(groups: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv = nn.Conv2d(4, 6 if groups == 1 else 4, 3, 2, 1, groups=groups, bias=False).double()
+    norm = nn.BatchNorm2d(conv.out_channels, eps=1e-3).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return conv, norm
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_folded_batch_norm_equals_convolution_then_norm(groups):
+    conv, norm = _conv_and_norm(groups)
+    norm.eval()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
+    inputs = (x, conv.weight, norm.weight, norm.bias)
+    plain = torch.autograd.grad(norm(conv(x)).square().sum(), inputs)
+    folded = torch.autograd.grad(conv_norm(x, conv, norm).square().sum(), inputs)
+    torch.testing.assert_close(conv_norm(x, conv, norm), norm(conv(x)))
+    for a, b in zip(folded, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_unfolded_batch_norm_in_training_uses_and_updates_statistics():
+    conv, norm = _conv_and_norm()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    norm.train()
+    before = norm.running_mean.clone()
+    y = conv_norm(x, conv, norm)
+    normalised = (y - norm.bias[:, None, None]) / norm.weight[:, None, None]
+    torch.testing.assert_close(
+        normalised.mean(dim=(0, 2, 3)), torch.zeros(6, dtype=torch.float64), atol=1e-9, rtol=0
+    )
+    assert not torch.equal(norm.running_mean, before)
+
+
+def test_bad_names_and_strides_are_refused():
+    with pytest.raises(
+        ValueError, match="backbone: expected one of tiny, efficientnet_lite0, resnet38, got 'vgg'"
+    ):
+        create_backbone("vgg")
+    with pytest.raises(ValueError, match=r"output_stride: expected one of 8, 16, 32 for .*lite0, got 4"):
+        create_backbone("efficientnet_lite0", output_stride=4)
+    with pytest.raises(ValueError, match="output_stride: expected one of 4 for tiny, got 8"):
+        create_backbone("tiny", output_stride=8)
+    assert list(BACKBONES) == ["tiny", "efficientnet_lite0", "resnet38"]

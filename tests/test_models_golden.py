@@ -1,0 +1,179 @@
+"""ResNet-38: published state-dict names, and forward passes equal to those of the public implementations.
+
+The weights are a formula of each tensor's name, so that the large arrays need not be stored.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_nb.models import (
+    AffinityNet,
+    CamNet,
+    DeepLab,
+    SeamNet,
+    create_affinity_net,
+    create_cam_net,
+    create_deeplab,
+    create_seam_net,
+)
+from wsss_nb.models.resnet38 import ResNet38
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def fill(name: str, tensor: Tensor) -> None:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    shape = tensor.shape
+    if tensor.ndim == 4:
+        tensor.normal_(generator=generator).mul_(math.sqrt(1 / math.prod(shape[1:])))
+    elif name.endswith("running_var"):
+        tensor.copy_(1 + 0.2 * torch.rand(shape, generator=generator))
+    elif name.endswith("running_mean"):
+        tensor.copy_(0.1 * torch.randn(shape, generator=generator))
+    elif tensor.ndim == 1 and name.endswith("weight"):
+        tensor.copy_(1 + 0.1 * torch.randn(shape, generator=generator))
+    elif tensor.ndim == 1:
+        tensor.copy_(0.1 * torch.randn(shape, generator=generator))
+
+
+def fill_all(module: nn.Module, prefix: str = "") -> None:
+    for name, tensor in module.state_dict().items():
+        fill(prefix + name, tensor)
+
+
+def load(name: str) -> tuple[dict[str, np.ndarray], Tensor]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+    return arrays, torch.from_numpy(arrays["image"]).permute(2, 0, 1)[None] / 255
+
+
+def close(actual: Tensor | np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(
+        np.asarray(actual), expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max())
+    )
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Iterator[ResNet38]:
+    """One backbone serves all networks, one after the other: its 100 million weights are made once."""
+    with mock.patch.object(nn.Conv2d, "reset_parameters"):
+        yield ResNet38()
+
+
+@pytest.fixture(scope="module")
+def rooted(backbone: ResNet38) -> ResNet38:
+    fill_all(backbone)
+    return backbone
+
+
+@torch.inference_mode()
+def test_cam_net(rooted):
+    arrays, images = load("camnet")
+    net = CamNet(rooted, 21).eval()
+    for head in ("fc8", "f8_3", "f8_4", "f9"):
+        fill_all(getattr(net, head), f"{head}.")
+    logits, revised = net(images)
+    close(logits, arrays["cam_logits"])
+    close(logits.softmax(dim=1), arrays["cam"])
+    close(revised, arrays["cam_rv_logits"])
+    close(revised.softmax(dim=1), arrays["cam_rv"])
+
+
+@torch.inference_mode()
+def test_seam_net(rooted):
+    arrays, images = load("seam")
+    net = SeamNet(rooted, 21).eval()
+    for head in ("fc8", "f8_3", "f8_4", "f9"):
+        fill_all(getattr(net, head), f"{head}.")
+    for maps, name in zip(net(images), ("cam", "cam_rv"), strict=True):
+        full = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=True)
+        close(full[:, :, ::4, ::4], arrays[name])
+
+
+@torch.inference_mode()
+def test_affinity_net(rooted):
+    """exp(-mean|f_i - f_j|) of the features is the published affinity wherever that is given."""
+    arrays, images = load("affinity")
+    net = AffinityNet(rooted).eval()
+    for head in ("f8_3", "f8_4", "f8_5", "f9"):
+        fill_all(getattr(net, head), f"{head}.")
+    features = net(images)
+    assert features.shape == (1, 448, 8, 12)
+    flat = features[0].flatten(1).numpy()
+    affinity = np.exp(-np.abs(flat[:, :, None] - flat[:, None]).mean(axis=0))
+    given = arrays["dense"] > 0
+    assert given.sum() > 1000
+    close(affinity[given], arrays["dense"][given])
+
+
+@torch.inference_mode()
+def test_training_of_resnet38_is_frozen_where_published(rooted):
+    net = CamNet(rooted, 21).train()
+    frozen = {name.split(".")[0] for name, p in net.named_parameters() if not p.requires_grad and p.ndim == 4}
+    assert frozen == {"conv1a", "b2", "b2_1", "b2_2"}
+    assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert net.b6.dropout.training and net.b6.dropout.p == 0.3 and net.b7.dropout.p == 0.5
+    images = torch.rand(1, 3, 17, 25)
+    features = net.frozen(images)
+    assert features.shape == (1, 128, 9, 13)
+    torch.manual_seed(0)
+    whole = net(images)
+    torch.manual_seed(0)
+    parts = net.from_frozen(features, images)
+    assert whole.logits.shape == (1, 21, 3, 4)
+    assert torch.equal(whole.logits, parts.logits) and torch.equal(whole.revised, parts.revised)
+
+
+@torch.inference_mode()
+def test_deeplab(backbone):
+    arrays, images = load("deeplab")
+    fill_all(backbone, "backbone.")
+    backbone.freeze = False
+    net = DeepLab(backbone, 21).eval()
+    for head in ("conv_fov", "bn_fov", "conv_fov2", "bn_fov2", "cls_conv"):
+        fill_all(getattr(net, head), f"{head}.")
+    full = F.interpolate(net(images), images.shape[2:], mode="bilinear", align_corners=True)
+    close(full, arrays["logits"])
+
+
+@pytest.mark.parametrize(
+    "create,keys",
+    [
+        (lambda: create_cam_net("resnet38", 21), "camnet"),
+        (lambda: create_seam_net("resnet38", 21), "camnet"),
+        (lambda: create_affinity_net("resnet38"), "affinitynet"),
+        (lambda: create_deeplab("resnet38", 21), "deeplab"),
+    ],
+)
+def test_state_dict_has_the_published_names_and_shapes(create, keys):
+    lines = (GOLDEN / f"{keys}_keys.txt").read_text().splitlines()
+    published = dict(line.split(" ", 1) for line in lines)
+    with torch.device("meta"):
+        net = create()
+    assert {name: str(tuple(value.shape)) for name, value in net.state_dict().items()} == published
+
+
+def test_deeplab_of_resnet38_trains_with_batch_statistics_and_fixed_affine_parameters():
+    with torch.device("meta"):
+        net = create_deeplab("resnet38", 21).train()
+    norms = [m for m in net.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 37
+    assert all(m.training and m.momentum == 3e-4 and not m.weight.requires_grad for m in norms)
+    assert net.bn_fov.momentum == 3e-4 and net.bn_fov.weight.requires_grad
+    assert all(p.requires_grad for p in net.backbone.parameters() if p.ndim == 4)
+    assert net.conv_fov.dilation == (12, 12)
+    groups = net.parameter_groups()
+    assert groups["pretrained_biases"] == []
+    assert all(p.ndim == 4 for p in groups["pretrained_weights"])
+    assert len(groups["new_biases"]) == 3

@@ -1,0 +1,1 @@
+"""Importance sampling CAMs for weakly-supervised segmentation (Jonnarth and Felsberg, ICASSP 2022)."""

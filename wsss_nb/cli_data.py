@@ -1,0 +1,111 @@
+"""The ``wsss-nb data`` commands: make, convert and check data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wsss_nb.errors import InputError
+
+__all__ = ["add_data_commands"]
+
+
+def add_data_commands(parser: argparse.ArgumentParser, parser_class: type[argparse.ArgumentParser]) -> None:
+    """Give ``parser`` the commands ``synthetic``, ``msrc``, ``labels`` and ``check``."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=parser_class)
+
+    synthetic = kinds.add_parser(
+        "synthetic", help="write the synthetic data set", description="Write it in VOC layout."
+    )
+    synthetic.add_argument("--out", required=True, metavar="DIR")
+    for flag, default in (("train", 600), ("val", 150)):
+        synthetic.add_argument(
+            f"--num-{flag}", type=int, default=default, metavar="N", help=f"default: {default}"
+        )
+    synthetic.add_argument("--size", type=int, default=96, metavar="PIXELS", help="default: 96")
+    synthetic.add_argument(
+        "--num-classes", type=int, default=6, metavar="K", help="with background; default: 6"
+    )
+    synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    synthetic.set_defaults(handler=_synthetic)
+
+    msrc = kinds.add_parser(
+        "msrc",
+        help="build the photographs' folder from MSRC v2 and its cleaned-up masks",
+        description="Folders or zip archives with Images/*.bmp and *_GT.mat become a folder in VOC layout.",
+    )
+    msrc.add_argument("--images", required=True, metavar="DIR|ZIP", help="*_s.bmp of MSRC v2")
+    msrc.add_argument("--annotations", required=True, metavar="DIR|ZIP", help="*_s_GT.mat of the clean masks")
+    msrc.add_argument("--out", required=True, metavar="DIR")
+    msrc.set_defaults(handler=_msrc)
+
+    labels = kinds.add_parser(
+        "labels",
+        help="write image-level labels as CSV",
+        description="Write the class names of each image, from labels.csv, XML annotations or masks.",
+    )
+    labels.add_argument("--data", required=True, metavar="DIR")
+    labels.add_argument("--split", default="train", metavar="NAME", help="default: train")
+    labels.add_argument("--out", required=True, metavar="FILE.csv")
+    labels.set_defaults(handler=_labels)
+
+    check = kinds.add_parser(
+        "check",
+        help="open every file of a data set",
+        description="Open every image and mask; the first bad one is named.",
+    )
+    check.add_argument("--data", required=True, metavar="DIR")
+    check.add_argument(
+        "--split", nargs="+", default=["train", "val"], metavar="NAME", help="default: train val"
+    )
+    check.add_argument("--skip-bad", action="store_true", help="go on and list all bad images")
+    check.set_defaults(handler=_check)
+
+
+def _synthetic(options: argparse.Namespace) -> int:
+    from wsss_nb.data import make_synthetic
+
+    try:
+        root = make_synthetic(
+            options.out,
+            num_train=options.num_train,
+            num_val=options.num_val,
+            size=options.size,
+            num_classes=options.num_classes,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    print(f"{root or options.out}: {options.num_train} train and {options.num_val} val images")
+    return 0
+
+
+def _msrc(options: argparse.Namespace) -> int:
+    from wsss_nb.data import VOCFolder, build_msrc
+
+    build_msrc(Path(options.images), Path(options.annotations), Path(options.out))
+    sizes = {split: len(VOCFolder(options.out, split).names) for split in ("train", "val")}
+    print(f"{options.out}: {sizes['train']} train and {sizes['val']} val images")
+    return 0
+
+
+def _labels(options: argparse.Namespace) -> int:
+    from wsss_nb.data import VOCFolder, write_labels
+
+    folder = VOCFolder(options.data, options.split)
+    write_labels(folder, Path(options.out))
+    print(f"{options.out}: labels of {len(folder.names)} images")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from wsss_nb.data import VOCFolder, check_folder
+
+    report = check_folder(Path(options.data), tuple(options.split), skip_bad=options.skip_bad)
+    for name, reason in sorted(report.bad.items()):
+        print(f"{name}: {reason}")
+    for split in options.split:
+        folder = VOCFolder(options.data, split)
+        bad = sum(name in report.bad for name in folder.names)
+        print(f"{split}: {len(folder.names)} images of {folder.num_classes} classes, {bad} bad")
+    return 0

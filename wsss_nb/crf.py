@@ -1,0 +1,409 @@
+"""Dense CRF (Krähenbühl and Koltun, NIPS 2011): scores pulled to the edges of the image.
+
+Two backends share one definition: the native ``pydensecrf`` (permutohedral lattice) and a torch version that
+needs no compiler (Gaussian sums over merged source pixels). The native code ends the whole process on some
+parameters; they are refused here first, and :func:`dense_crf_many` runs it in processes of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:  # worker processes of the native backend start without torch
+    import torch
+    from torch import Tensor
+
+__all__ = ["Backend", "CRFConfig", "dense_crf", "dense_crf_many", "dense_crf_torch"]
+
+Backend: TypeAlias = Literal["auto", "pydensecrf", "torch"]
+
+LOWEST_PROBABILITY = 1e-5
+"""Scores are clipped here before the logarithm, as in ``pydensecrf.utils.unary_from_softmax``."""
+
+REACH = 4.5
+"""Kernel widths beyond which the torch backend takes the bilateral kernel (4e-5) as 0."""
+
+TILE = (2.0, 2.0, 4.0, 4.0, 4.0)
+"""Size of its tiles in kernel widths: more work per tile against more tiles."""
+
+KEPT_WEIGHTS = 2**26
+"""Number of kernel values (256 MB) up to which it keeps them between iterations."""
+
+LARGEST_COORDINATE = 4000
+"""Image side in units of sxy from which the native code's 16-bit lattice coordinates overflow."""
+
+
+@dataclass(frozen=True)
+class CRFConfig:
+    """Parameters of the dense CRF; the defaults are those of the paper's CAM stage.
+
+    The pairwise energy of two pixels with different labels is
+
+        gaussian_compat * exp(-|p_i - p_j|^2 / (2 gaussian_sxy^2))
+        + bilateral_compat * exp(-|p_i - p_j|^2 / (2 bilateral_sxy^2) - |I_i - I_j|^2 / (2 bilateral_srgb^2))
+
+    with p in pixels and I in grey levels 0..255. DeepLab's results use iterations=1, bilateral_sxy=32.
+
+    Raises:
+        ValueError: a width outside [0.1, 10^5] (0, NaN and tiny ones crash the native code, below 0.1 no
+            pixel has a neighbour), a weight outside [0, 10^6], iterations not an integer in [0, 1000].
+
+    Example:
+        >>> CRFConfig(iterations=1, bilateral_sxy=32).bilateral_srgb
+        13
+    """
+
+    iterations: int = 10
+    bilateral_sxy: float = 80
+    bilateral_srgb: float = 13
+    bilateral_compat: float = 10
+    gaussian_sxy: float = 3
+    gaussian_compat: float = 3
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high = (0.0, 1e6) if field.name.endswith("compat") else (0.1, 1e5)
+            if field.name == "iterations":
+                low, high = 0, 1000
+            number = isinstance(value, int if field.name == "iterations" else (int, float, np.number))
+            if not number or isinstance(value, bool) or not low <= value <= high:
+                kind = "an integer" if field.name == "iterations" else "a number"
+                raise ValueError(f"{field.name}: expected {kind} in [{low:g}, {high:g}], got {value!r}")
+
+
+def dense_crf(
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    iterations: int = 10,
+    bilateral_sxy: float = 80,
+    bilateral_srgb: float = 13,
+    bilateral_compat: float = 10,
+    gaussian_sxy: float = 3,
+    gaussian_compat: float = 3,
+    backend: Backend = "auto",
+) -> np.ndarray:
+    """Mean-field inference of a dense CRF, in this process.
+
+    Q_i(k) <- softmax_k( log s_i(k) + sum_m compat_m n_mi sum_j K_m(i, j) n_mj Q_j(k) ), starting from
+    Q = softmax(log s), with the two Gaussian kernels K_m of :class:`CRFConfig` and the symmetric
+    normalisation n_mi = (sum_j K_m(i, j))^(-1/2). Scores s are clipped to [1e-5, 1].
+
+    Args:
+        image: (H, W, 3), uint8.
+        probabilities: (K, H, W), floating, in [0, 1]; they need not add up to 1. K >= 2.
+        iterations: mean-field steps; 0 gives the normalised scores.
+        bilateral_sxy: width in pixels of the kernel over position and colour.
+        bilateral_srgb: its width in grey levels.
+        bilateral_compat: its weight.
+        gaussian_sxy: width in pixels of the kernel over position only.
+        gaussian_compat: its weight.
+        backend: "pydensecrf", "torch" (:func:`dense_crf_torch`), or "auto": the first if installed.
+
+    Returns:
+        (K, H, W), float32, sums to 1 over K.
+
+    Raises:
+        ValueError: parameters outside the ranges of :class:`CRFConfig`, shapes, dtypes or scores not as
+            above, NaN, or an image side above 4000 times the smaller sxy.
+        ImportError: backend "pydensecrf" and the package is not installed.
+
+    Example:
+        >>> scores = np.stack([np.full((8, 8), 0.4), np.full((8, 8), 0.6)])
+        >>> dense_crf(np.zeros((8, 8, 3), np.uint8), scores).argmax(0).min().item()
+        1
+    """
+    config = CRFConfig(
+        iterations, bilateral_sxy, bilateral_srgb, bilateral_compat, gaussian_sxy, gaussian_compat
+    )
+    return _infer(*_checked(image, probabilities, config), config, _resolve(backend))
+
+
+def dense_crf_many(
+    jobs: Iterable[tuple[np.ndarray, np.ndarray]],
+    config: CRFConfig | None = None,
+    workers: int = 1,
+    backend: Backend = "auto",
+) -> Generator[np.ndarray, None, None]:
+    """:func:`dense_crf` of many images in worker processes, one result per job, in order.
+
+    Jobs are taken from the iterable as results are used (at most 2 * workers wait), so a whole split
+    streams through without being held. Closing the generator, or leaving a ``for`` loop over it, ends the
+    workers after their current image. If a worker dies, this process goes on with a ``RuntimeError``.
+    Scripts must guard their entry point with ``if __name__ == "__main__":``, because workers are spawned.
+
+    Args:
+        jobs: (image, probabilities) as in :func:`dense_crf`.
+        config: parameters; the default ones if None.
+        workers: number of processes; 0 computes in this process.
+        backend: see :func:`dense_crf`.
+
+    Yields:
+        (K, H, W), float32.
+
+    Raises:
+        ValueError: ``workers`` below 0, or a job that is not valid; the message gives its number from 0.
+        RuntimeError: a worker process died.
+        ImportError: backend "pydensecrf" and the package is not installed.
+
+    Example:
+        >>> jobs = [(np.zeros((4, 4, 3), np.uint8), np.full((2, 4, 4), 0.5))]
+        >>> [q.shape for q in dense_crf_many(jobs, workers=0)]
+        [(2, 4, 4)]
+    """
+    if not (isinstance(workers, int) and workers >= 0):
+        raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
+    return _stream(jobs, config or CRFConfig(), workers, _resolve(backend))
+
+
+def _stream(
+    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: int, backend: Backend
+) -> Generator[np.ndarray, None, None]:
+    checked = _checked_jobs(jobs, config)
+    if workers == 0:
+        for image, probabilities in checked:
+            yield _infer(image, probabilities, config, backend)
+        return
+    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's and Jupyter's threads
+    threads = max(1, multiprocessing.cpu_count() // workers)
+    start = {"initializer": _start_worker, "initargs": (backend, threads)}
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, **start)
+    waiting: deque[Future[np.ndarray]] = deque()
+    done = 0
+    try:
+        for image, probabilities in checked:
+            waiting.append(pool.submit(_infer, image, probabilities, config, backend))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+                done += 1
+        while waiting:
+            yield waiting.popleft().result()
+            done += 1
+    except BrokenProcessPool as error:
+        place = f"at job {done} or one of the {2 * workers} after it"
+        causes = "out of memory, a crash in native code, or a script without `if __name__ == '__main__':`"
+        raise RuntimeError(f"dense CRF: a worker process died {place} ({causes})") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(backend: Backend, threads: int) -> None:
+    # An interrupt reaches the whole process group; the parent ends the workers by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, backend: Backend) -> np.ndarray:
+    if backend == "torch":
+        return dense_crf_torch(image, probabilities, config)
+    from pydensecrf.densecrf import DenseCRF2D
+
+    classes, height, width = probabilities.shape
+    unary = -np.log(probabilities.clip(LOWEST_PROBABILITY, 1)).reshape(classes, -1)
+    crf = DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(sxy=config.gaussian_sxy, compat=config.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=config.bilateral_sxy, srgb=config.bilateral_srgb, rgbim=image, compat=config.bilateral_compat
+    )
+    return np.asarray(crf.inference(config.iterations), np.float32).reshape(classes, height, width)
+
+
+def dense_crf_torch(
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    config: CRFConfig | None = None,
+    cell: float = 1.0,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """The dense CRF of :func:`dense_crf` in torch, without compiled extras.
+
+    The position kernel is summed exactly (a convolution per axis, cut at 5 widths). For the bilateral kernel
+    pixels alike in position and colour f (in kernel widths) are merged: those in one box of
+    ``cell`` * (sxy/2, sxy/2, srgb, srgb, srgb) become one cell with their mean m and summed values. Between
+    cells the sum is the plain Gaussian one (cells further than 4.5 widths left out), and inside a cell it
+    follows its own slope, S(f) = S(m) exp((f - m) . (mean shift at m)). With ``cell = 0`` nothing is merged.
+
+    Difference to pydensecrf, which approximates both kernels on a lattice, over ten iterations: on a 120 x 90
+    test image with uncertain scores (background exponents 2, 4, 16) 98.7, 99.1, 99.8 % of the labels agree and
+    the mean absolute difference is 0.013, 0.010, 0.003; with ``cell = 0`` it is 98.9, 97.9, 99.9 % and 0.011,
+    0.022, 0.001, so what is left is the lattice's. On six photographs with blurred masks as scores 98.3 to 100 %
+    agree. Time on one core: 0.2-0.5 s at 320 x 213 and 1-2 s at 500 x 375 with two labels (pydensecrf 0.1, 0.4).
+
+    Args:
+        image: as in :func:`dense_crf`.
+        probabilities: as in :func:`dense_crf`.
+        config: parameters; the default ones if None.
+        cell: size of the merged cells, 0 or 0.05 to 4; time and memory grow as it shrinks.
+        device: where to compute.
+
+    Returns:
+        (K, H, W), float32, sums to 1 over K.
+
+    Raises:
+        ValueError: as :func:`dense_crf`, or ``cell`` out of range.
+
+    Example:
+        >>> scores = np.stack([np.full((8, 8), 0.4), np.full((8, 8), 0.6)])
+        >>> dense_crf_torch(np.zeros((8, 8, 3), np.uint8), scores).argmax(0).min().item()
+        1
+    """
+    import torch
+
+    config = config or CRFConfig()
+    if not (cell == 0 or 0.05 <= cell <= 4):
+        raise ValueError(f"cell: expected 0 or a number in [0.05, 4], got {cell!r}")
+    image, probabilities = _checked(image, probabilities, config)
+    with torch.inference_mode():
+        scores = torch.from_numpy(probabilities).to(device).clamp(LOWEST_PROBABILITY, 1).log()
+        kernels: list[tuple[float, _PositionKernel | _BilateralKernel]] = [
+            (config.gaussian_compat, _PositionKernel(scores, config.gaussian_sxy)),
+            (config.bilateral_compat, _BilateralKernel(image, config, cell, scores.device)),
+        ]
+        active = []
+        for compat, kernel in kernels:
+            if compat > 0:
+                normalizer = kernel(torch.ones_like(scores[:1])).rsqrt()
+                active.append((compat * normalizer, normalizer, kernel))
+        marginals = scores.softmax(0)
+        for _ in range(config.iterations):
+            messages = [outer * kernel(inner * marginals) for outer, inner, kernel in active]
+            marginals = torch.stack([scores, *messages]).sum(0).softmax(0)
+    result: np.ndarray = marginals.cpu().numpy()
+    return result
+
+
+class _PositionKernel:
+    """sum_j exp(-|p_i - p_j|^2 / (2 s^2)) v_j for maps v (K, H, W), as a convolution per axis."""
+
+    def __init__(self, like: Tensor, sxy: float) -> None:
+        import torch
+
+        self.reach = [min(math.ceil(5 * sxy), side - 1) for side in like.shape[1:]]
+        steps = [torch.arange(-r, r + 1, dtype=like.dtype, device=like.device) for r in self.reach]
+        self.rows, self.columns = (torch.exp(-0.5 * (step / sxy) ** 2) for step in steps)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        from torch.nn.functional import conv2d
+
+        maps = conv2d(values[:, None], self.rows.view(1, 1, -1, 1), padding=(self.reach[0], 0))
+        return conv2d(maps, self.columns.view(1, 1, 1, -1), padding=(0, self.reach[1]))[:, 0]
+
+
+class _BilateralKernel:
+    """sum_j exp(-|f_i - f_j|^2 / 2) v_j for maps v (K, H, W), f = position and colour in kernel widths."""
+
+    def __init__(self, image: np.ndarray, config: CRFConfig, cell: float, device: torch.device) -> None:
+        import torch
+
+        rows, columns = (torch.arange(side, device=device) for side in image.shape[:2])
+        position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1) / config.bilateral_sxy
+        colour = torch.from_numpy(image).to(device).float() / config.bilateral_srgb
+        features = torch.cat([position, colour], -1).flatten(0, 1)
+        if cell > 0:
+            self.cell = _bins(features, features.new_tensor([0.5, 0.5, 1, 1, 1]) * cell)
+        else:
+            self.cell = torch.arange(len(features), device=device)
+        count = self.cell.bincount()[:, None]
+        self.mean = torch.zeros(len(count), 5, device=device).index_add_(0, self.cell, features) / count
+        self.offset = features - self.mean[self.cell]
+        # Cells in tiles, so that a tile needs only the cells near its bounding box.
+        tiles = _bins(self.mean, features.new_tensor(TILE))
+        self.tiles: list[tuple[Tensor, Tensor]] = []
+        for tile in tiles.argsort(stable=True).split(tiles.bincount().tolist()):
+            low, high = self.mean[tile].amin(0), self.mean[tile].amax(0)
+            gap = (low - self.mean).clamp_(min=0) + (self.mean - high).clamp_(min=0)
+            near = (gap.square_().sum(1) < REACH**2).nonzero()[:, 0]
+            self.tiles += [(part, near) for part in tile.split(max(1, 2**18 // len(near)))]
+        self.kept: list[Tensor] | None = None
+        if sum(len(tile) * len(near) for tile, near in self.tiles) <= KEPT_WEIGHTS:
+            self.kept = [self._weights(tile, near) for tile, near in self.tiles]
+
+    def _weights(self, tile: Tensor, near: Tensor) -> Tensor:
+        centre = self.mean[tile[0]]  # keeps the expanded square exact in float32
+        x, y = self.mean[tile] - centre, self.mean[near] - centre
+        return (x @ y.T).sub_(0.5 * x.square().sum(1, True)).sub_(0.5 * y.square().sum(1)).exp_()
+
+    def __call__(self, values: Tensor) -> Tensor:
+        import torch
+
+        flat = values.flatten(1).T
+        source = flat.new_zeros(len(self.mean), len(values)).index_add_(0, self.cell, flat)
+        moments = torch.cat([source, *(source * axis[:, None] for axis in self.mean.unbind(1))], 1)
+        sums = torch.empty_like(moments)
+        for number, (tile, near) in enumerate(self.tiles):
+            weights = self.kept[number] if self.kept else self._weights(tile, near)
+            sums[tile] = weights @ moments[near]
+        total, *firsts = sums.split(len(values), 1)
+        exponent = torch.zeros_like(flat)
+        for offset, mean, first in zip(self.offset.unbind(1), self.mean.unbind(1), firsts, strict=True):
+            shift = torch.where(total > 1e-30, first / total - mean[:, None], 0)
+            exponent.addcmul_(offset[:, None], shift[self.cell])
+        return exponent.exp_().mul_(total[self.cell]).T.unflatten(1, values.shape[1:])
+
+
+def _bins(points: Tensor, sizes: Tensor) -> Tensor:
+    """Numbers 0.. of the occupied boxes of a grid, one per point."""
+    number = points.new_zeros(len(points)).long()
+    for axis in (points / sizes).floor().long().unbind(1):
+        axis = axis - axis.min()
+        number = (number * (axis.max() + 1) + axis).unique(return_inverse=True)[1]
+    return number
+
+
+def _resolve(backend: Backend) -> Backend:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+    installed = importlib.util.find_spec("pydensecrf") is not None
+    if backend == "pydensecrf" and not installed:
+        raise ImportError("backend: expected the package pydensecrf2 to be installed, or backend='torch'")
+    if backend == "auto":
+        return "pydensecrf" if installed else "torch"
+    return backend
+
+
+def _checked_jobs(
+    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    for number, job in enumerate(jobs):
+        try:
+            image, probabilities = job
+            checked = _checked(image, probabilities, config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"job {number}: {error}") from error
+        yield checked
+
+
+def _checked(image: Any, probabilities: Any, config: CRFConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Contiguous uint8 image and float32 probabilities, or ValueError."""
+    pixels, scores = np.asarray(image), np.asarray(probabilities)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"image: expected uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2] or len(scores) < 2 or scores.size == 0:
+        expected = f"(K, H, W) = (2 or more, {pixels.shape[0]}, {pixels.shape[1]})"
+        raise ValueError(f"probabilities: expected {expected}, not empty, got {scores.shape}")
+    if not np.issubdtype(scores.dtype, np.floating):
+        raise ValueError(f"probabilities: expected a floating dtype, got {scores.dtype}")
+    low, high = float(scores.min()), float(scores.max())
+    if not (low >= 0 and high <= 1 + 1e-3):  # also false for NaN
+        raise ValueError(f"probabilities: expected values in [0, 1], got {low:g} to {high:g}")
+    side, sxy = max(pixels.shape[:2]), min(config.gaussian_sxy, config.bilateral_sxy)
+    if side > LARGEST_COORDINATE * sxy:
+        limit = f"at most {LARGEST_COORDINATE * sxy:g} pixels a side for sxy = {sxy:g}"
+        raise ValueError(f"image: expected {limit}, got {side}")
+    return np.ascontiguousarray(pixels), np.ascontiguousarray(scores, dtype=np.float32)

@@ -1,0 +1,395 @@
+"""The synthetic data set: fish whose body is shared by all classes and whose small head gives the class.
+
+It makes two problems of class activation maps measurable: a classifier needs only the head, so its map stays
+on the head; and nothing in its loss makes the map end where the fish ends. Part masks tell head from body.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from wsss_nb.data.palette import voc_colormap
+from wsss_nb.errors import InputError
+
+__all__ = ["BODY", "FISH", "HEAD", "SyntheticSample", "make_synthetic", "synthetic_sample"]
+
+BODY, HEAD = 1, 2
+"""Labels of the part masks (0 is background)."""
+
+_Array = npt.NDArray[np.float32]
+_SPLITS = ("train", "val")
+_MARGIN = 2.0  # pixels of background that stay between a fish and the image border
+_MIN_CONTRAST = 0.22  # mean |RGB difference| between a body and the background around it
+
+
+@dataclass(frozen=True)
+class Fish:
+    """One class: its name and the look of its head (two RGB colours in 0..1 and a pattern)."""
+
+    name: str
+    pattern: str
+    first: tuple[float, float, float]
+    second: tuple[float, float, float]
+
+
+FISH = (
+    Fish("clownfish", "bands", (0.98, 0.45, 0.05), (1.00, 0.97, 0.92)),
+    Fish("zebrafish", "stripes", (0.05, 0.05, 0.10), (0.97, 0.97, 0.97)),
+    Fish("leopardfish", "spots", (1.00, 0.85, 0.10), (0.25, 0.12, 0.02)),
+    Fish("parrotfish", "checks", (0.05, 0.75, 0.55), (0.95, 0.25, 0.65)),
+    Fish("sunfish", "rings", (0.85, 0.05, 0.08), (1.00, 0.85, 0.20)),
+    Fish("angelfish", "stripes", (0.10, 0.20, 0.85), (0.98, 0.90, 0.25)),
+    Fish("lanternfish", "spots", (0.40, 0.08, 0.60), (0.80, 1.00, 0.85)),
+    Fish("harlequin", "checks", (0.90, 0.10, 0.10), (0.08, 0.08, 0.35)),
+    Fish("dragonet", "rings", (0.05, 0.35, 0.90), (0.30, 1.00, 0.60)),
+    Fish("wrasse", "bands", (0.95, 0.55, 0.75), (0.20, 0.45, 0.15)),
+    Fish("goby", "stripes", (0.60, 0.95, 0.15), (0.55, 0.05, 0.10)),
+    Fish("grouper", "checks", (0.95, 0.95, 0.95), (0.60, 0.30, 0.05)),
+)
+"""The classes in the order of their ids 1, 2, ...; a data set uses the first ``num_classes - 1``."""
+
+
+@dataclass(frozen=True)
+class SyntheticSample:
+    """An image (S, S, 3) uint8 with its exact mask (ids) and part mask (0, BODY, HEAD), (S, S) uint8."""
+
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
+    part: npt.NDArray[np.uint8]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Ids of the fish in the image, ascending."""
+        return tuple(int(k) for k in np.unique(self.mask) if k)
+
+
+def synthetic_sample(
+    seed: int, split: str, index: int, *, size: int = 96, num_classes: int = 6, clutter: float = 0.5
+) -> SyntheticSample:
+    """Draw image ``index`` of a split; it depends on nothing but the arguments.
+
+    Args:
+        seed: of the data set, non-negative.
+        split: "train" or "val".
+        index: of the image in the split; other images have no influence on it.
+        size: side of the square image in pixels, at least 48; fish are 0.37 to 0.57 of it long.
+        num_classes: counts the background, 2..13.
+        clutter: 0 (calm background) .. 1 (busy background).
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Example:
+        >>> sample = synthetic_sample(0, "train", 0)
+        >>> sample.image.shape, sample.mask.shape
+        ((96, 96, 3), (96, 96))
+    """
+    _check(size, num_classes, clutter, seed)
+    if split not in _SPLITS:
+        raise ValueError(f"split: expected one of {_SPLITS}, got {split!r}")
+    rng = np.random.default_rng([seed, _SPLITS.index(split), index])
+    canvas = _background(rng, size, clutter)
+    mask = np.zeros((size, size), np.uint8)
+    part = np.zeros((size, size), np.uint8)
+    for _ in range(int(rng.integers(1, 3))):
+        kind = int(rng.integers(1, num_classes))
+        for _attempt in range(30):
+            shape = _draw_shape(rng, size)
+            covered = mask[shape.inside]
+            # a later fish may touch or partly cover an earlier one, but never its head
+            hides_head = (part[shape.inside] == HEAD).any()
+            if not hides_head and np.count_nonzero(covered) <= 0.1 * covered.size:
+                break
+        else:
+            break
+        canvas = _paint(rng, canvas, shape, FISH[kind - 1])
+        mask[shape.inside] = kind
+        part[shape.inside] = np.where(shape.head_inside[shape.inside], HEAD, BODY)
+    image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+    return SyntheticSample(image, mask, part)
+
+
+def make_synthetic(
+    root: str | os.PathLike[str],
+    *,
+    num_train: int = 600,
+    num_val: int = 150,
+    size: int = 96,
+    num_classes: int = 6,
+    seed: int = 0,
+    clutter: float = 0.5,
+) -> Path:
+    """Write the synthetic data set as a VOC-layout folder; seconds, deterministic, all or nothing.
+
+    Writes JPEGImages (quality 95, no chroma subsampling), SegmentationClass, SegmentationParts (0 background,
+    1 body, 2 head), ImageSets/Segmentation/{train,val}.txt, classes.txt and labels.csv. Image i of a split is
+    the same whatever the number of images (see `synthetic_sample` for the other arguments).
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder exists and is not empty, or cannot be written.
+        ValueError: an argument outside its range.
+
+    Example:
+        >>> make_synthetic("fish", num_train=8, num_val=4)
+        >>> VOCFolder("fish", "train").classes[:3]
+        ('background', 'clownfish', 'zebrafish')
+    """
+    _check(size, num_classes, clutter, seed)
+    counts = {"train": num_train, "val": num_val}
+    for split, count in counts.items():
+        if count < 1:
+            raise ValueError(f"num_{split}: expected at least 1, got {count}")
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root}: expected a new or empty folder, got one with content")
+    classes = ("background", *(fish.name for fish in FISH[: num_classes - 1]))
+    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        folders = ("JPEGImages", "SegmentationClass", "SegmentationParts", "ImageSets/Segmentation")
+        for folder in folders:
+            (temporary / folder).mkdir(parents=True)
+        (temporary / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
+        rows = ["name,classes"]
+        for split, count in counts.items():
+            names = [f"{split}_{index:05d}" for index in range(count)]
+            for index, name in enumerate(names):
+                sample = synthetic_sample(
+                    seed, split, index, size=size, num_classes=num_classes, clutter=clutter
+                )
+                _write_sample(temporary, name, sample)
+                rows.append(f"{name},{';'.join(classes[k] for k in sample.classes)}")
+            listing = temporary / folders[-1] / f"{split}.txt"
+            listing.write_text("\n".join(names) + "\n", encoding="utf-8")
+        (temporary / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        if root.exists():
+            root.rmdir()
+        temporary.rename(root)
+    except OSError as error:
+        raise InputError(f"{root}: expected a writable place, got {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+def _check(size: int, num_classes: int, clutter: float, seed: int) -> None:
+    if size < 48:
+        raise ValueError(f"size: expected at least 48 pixels, got {size}")
+    if not 2 <= num_classes <= len(FISH) + 1:
+        raise ValueError(f"num_classes: expected 2..{len(FISH) + 1} (background counted), got {num_classes}")
+    if not 0 <= clutter <= 1:
+        raise ValueError(f"clutter: expected 0..1, got {clutter}")
+    if seed < 0:
+        raise ValueError(f"seed: expected a non-negative integer, got {seed}")
+
+
+def _write_sample(root: Path, name: str, sample: SyntheticSample) -> None:
+    image = Image.fromarray(sample.image)
+    image.save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+    for folder, labels in (("SegmentationClass", sample.mask), ("SegmentationParts", sample.part)):
+        picture = Image.fromarray(labels)
+        picture.putpalette(voc_colormap().tobytes())
+        picture.save(root / folder / f"{name}.png")
+
+
+# --- shape -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shape:
+    along: _Array  # (S, S) position along the axis, -0.5 (tail) .. 0.5 (nose), in fish lengths
+    across: _Array  # (S, S) position across the axis, belly < 0 < back, in fish lengths
+    distance: _Array  # (S, S) approximate signed distance to the outline in pixels, negative inside
+    head_distance: _Array  # (S, S) the same to the gill line, negative on the head's side
+    length: float  # pixels
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        return self.distance < 0  # coverage above one half
+
+    @property
+    def head_inside(self) -> npt.NDArray[np.bool_]:
+        return self.inside & (self.head_distance < 0)
+
+
+def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
+    """A fish of random length, plumpness, bend and direction, at a random place wholly inside the image."""
+    length = float(rng.uniform(0.37, 0.57)) * size
+    plump = float(rng.uniform(0.20, 0.25))
+    bend = float(rng.uniform(-0.35, 0.35))
+    angle = float(rng.uniform(0, 2 * np.pi))
+    flip = 1.0 if rng.random() < 0.5 else -1.0
+    head_share = float(rng.uniform(0.115, 0.145))
+    place = rng.random(2)
+    cos, sin = np.cos(angle), np.sin(angle)
+
+    # where it may stand: its extent is that of a slightly larger fish sampled on a grid around the origin
+    grid = np.linspace(-0.62, 0.62, 63, dtype=np.float32)
+    u, v = np.meshgrid(grid, grid)
+    hit = _outline(u, _straighten(u, v, bend), plump) < 0
+    x, y = length * (u * cos - flip * v * sin)[hit], length * (u * sin + flip * v * cos)[hit]
+    step = length * float(grid[1] - grid[0])
+    low = np.array([-x.min(), -y.min()]) + _MARGIN + step
+    high = size - 1 - np.array([x.max(), y.max()]) - _MARGIN - step
+    center = low + place * np.maximum(high - low, 0)
+
+    ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
+    dx, dy = (xs - center[0]) / length, (ys - center[1]) / length
+    along = (dx * cos + dy * sin).astype(np.float32)
+    across = (flip * (dy * cos - dx * sin)).astype(np.float32)
+    across = _straighten(along, across, bend)
+    distance = _to_pixels(_outline(along, across, plump))
+    gill = along + 0.9 * across**2  # the gill line is an arc, open to the nose
+    cut = float(np.quantile(gill[distance < 0], 1 - head_share))
+    return _Shape(along, across, distance, _to_pixels(cut - gill), length)
+
+
+def _straighten(along: _Array, across: _Array, bend: float) -> _Array:
+    return (across - bend * (along**2 - 0.06)).astype(np.float32)
+
+
+def _outline(along: _Array, across: _Array, plump: float) -> _Array:
+    """Implicit function of the outline, negative inside: an egg, blunt at the nose, with fins and a tail."""
+    t = (along - 0.13) / 0.37
+    profile = np.sqrt(np.clip(1 - t * t, 0, None)) * (1 + 0.18 * t) * plump
+    fin = np.where(across > 0, 0.07, 0.035) * np.exp(-(((t + 0.25) / 0.35) ** 2))
+    egg = np.where(np.abs(t) < 1, np.abs(across) - profile - fin, np.abs(t) - 1 + np.abs(across))
+    fan = np.abs(across) - (0.035 + 0.55 * np.clip(-along - 0.18, 0, None))
+    notch = (-0.5 + 0.35 * np.clip(0.12 - np.abs(across), 0, None)) - along
+    tail = np.maximum(np.maximum(fan, notch), along + 0.05)
+    return np.minimum(egg, tail).astype(np.float32)
+
+
+def _to_pixels(implicit: _Array) -> _Array:
+    """First-order signed distance: value over gradient length (differences between neighbouring pixels)."""
+    gy, gx = np.gradient(implicit)
+    return (implicit / np.maximum(np.sqrt(gx * gx + gy * gy), 1e-3)).astype(np.float32)
+
+
+# --- colour ------------------------------------------------------------------------------------------------
+
+
+def _muted_colors(rng: np.random.Generator, count: int) -> _Array:
+    """Colours (count, 3) of bodies and of backgrounds alike: any hue, never as vivid as a head."""
+    hue, saturation, value = rng.random(count), rng.uniform(0.1, 0.5, count), rng.uniform(0.25, 0.9, count)
+    sector = np.mod(hue[:, None] * 6 + np.array([5.0, 3.0, 1.0]), 6)
+    ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
+    return (value[:, None] * (1 - saturation[:, None] * ramp)).astype(np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int, channels: int) -> _Array:
+    """Random values on a (cells + 1)^2 grid, interpolated by smooth steps to (S, S, channels)."""
+    values = rng.standard_normal((cells + 1, cells + 1, channels)).astype(np.float32)
+    position = np.linspace(0, cells, size, endpoint=False)
+    left = position.astype(int)
+    t = position - left
+    t = t * t * (3 - 2 * t)
+    weight = np.zeros((size, cells + 1), np.float32)
+    weight[np.arange(size), left] = 1 - t
+    weight[np.arange(size), left + 1] += t
+    return np.einsum("ya,abc,xb->yxc", weight, values, weight, optimize=True).astype(np.float32)
+
+
+def _grain(rng: np.random.Generator, size: int, channels: int) -> _Array:
+    return rng.standard_normal((size, size, channels), dtype=np.float32)
+
+
+def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
+    """Gravel of two related muted colours with light, grain and a few stones of unrelated colour."""
+    base = _muted_colors(rng, 1)[0]
+    tint = base + rng.uniform(-0.12, 0.12, 3).astype(np.float32)
+    blend = 1 / (1 + np.exp(-2 * _smooth_noise(rng, size, 3, 1)))
+    canvas = base * (1 - blend) + tint * blend
+
+    count = int(rng.integers(40, 90))
+    seeds = (rng.random((count, 2)) * (size + 20) - 10).astype(np.float32)
+    ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
+    wobble = 1.5 * _smooth_noise(rng, size, 12, 2)
+    points = np.stack([xs + wobble[..., 0], ys + wobble[..., 1]], -1).reshape(-1, 2)
+    squared = (points**2).sum(1)[:, None] - 2 * points @ seeds.T + (seeds**2).sum(1)
+    nearest = squared.argmin(1)
+    pixel = np.arange(size * size)
+    first = squared[pixel, nearest]
+    squared[pixel, nearest] = np.inf
+    second = squared.min(1)
+    gap = np.sqrt(np.maximum(second, 0)) - np.sqrt(np.maximum(first, 0))  # 0 on the border of two pebbles
+    tone = rng.normal(0, 0.055 * (0.4 + 1.2 * clutter), (count, 1)) + rng.normal(0, 0.02, (count, 3))
+    groove = 0.16 * (0.3 + clutter) * np.exp(-gap.reshape(size, size, 1) / 1.2)
+    canvas = (canvas + tone.astype(np.float32)[nearest].reshape(size, size, 3)) * (1 - groove)
+
+    for _ in range(int(rng.integers(0, 2 + round(4 * clutter)))):
+        x, y = rng.random(2) * size
+        radii = rng.uniform(0.03, 0.085, 2) * size
+        angle = rng.uniform(0, np.pi)
+        u = (xs - x) * np.cos(angle) + (ys - y) * np.sin(angle)
+        v = (ys - y) * np.cos(angle) - (xs - x) * np.sin(angle)
+        r = np.sqrt((u / radii[0]) ** 2 + (v / radii[1]) ** 2)
+        cover = np.clip(0.5 - (r - 1) * radii.mean(), 0, 1)[..., None]
+        light = (1.1 - 0.3 * r.clip(0, 1) ** 2)[..., None]
+        canvas = canvas * (1 - cover) + _muted_colors(rng, 1)[0] * light * cover
+    canvas = canvas * (1 + 0.05 * _smooth_noise(rng, size, 2, 1))
+    canvas = canvas + 0.02 * _grain(rng, size, 1) + 0.008 * _grain(rng, size, 3)
+    return np.clip(canvas, 0.02, 0.98).astype(np.float32)
+
+
+def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) -> _Array:
+    """Lay the fish over the canvas; its edges are antialiased by coverage."""
+    size = canvas.shape[0]
+    ring = canvas[(shape.distance > 0.5) & (shape.distance < 5)]
+    body = _contrasting_color(rng, ring)
+    depth = np.clip(-shape.distance / (0.16 * shape.length), 0, 1)
+    roundness = np.sqrt(1 - (1 - depth) ** 2)
+    light = 0.80 + 0.24 * roundness + 0.25 * shape.across  # lit from above its back
+    scales = np.sin(2 * np.pi * shape.along * 13) * np.sin(2 * np.pi * shape.across * 13)
+    rays = np.sin(2 * np.pi * shape.across * 22) * np.clip((-shape.along - 0.2) * 10, 0, 1)
+    grain = 0.03 * scales + 0.04 * rays + 0.02 * _grain(rng, size, 1)[..., 0]
+    coat = body * (light + grain)[..., None]
+
+    head = _head(shape, fish) * (0.85 + 0.2 * roundness)[..., None]
+    head_cover = np.clip(0.5 - shape.head_distance, 0, 1)[..., None]
+    coat = coat * (1 - head_cover) + head * head_cover
+    cover = np.clip(0.5 - shape.distance, 0, 1)[..., None]
+    return (canvas * (1 - cover) + np.clip(coat, 0, 1) * cover).astype(np.float32)
+
+
+def _contrasting_color(rng: np.random.Generator, ring: _Array) -> _Array:
+    """A muted colour unlike the ring of background around the fish, on average and nearly everywhere.
+
+    The first of 64 draws that qualifies, so that bodies keep the same distribution whatever the class.
+    """
+    colors = _muted_colors(rng, 64)
+    shaded = 0.93 * colors  # about the mean after shading
+    mean = np.abs(shaded - ring.mean(0)).mean(1)
+    close = (np.abs(shaded[:, None] - ring[None, ::3]).mean(2) < 0.1).mean(1)
+    good = (mean > _MIN_CONTRAST + 0.04) & (close < 0.05)
+    return colors[int(good.argmax())] if good.any() else colors[int((mean - close).argmax())]
+
+
+def _head(shape: _Shape, fish: Fish) -> _Array:
+    """The head's two-coloured pattern (S, S, 3), some four pixels from crest to crest at size 96, and an eye."""
+    u, v = shape.along * 10, shape.across * 10  # period 1 = a tenth of the fish's length
+    waves: dict[str, Sequence[_Array]] = {
+        "bands": (np.sin(2 * np.pi * (u - 0.35) / 1.3),),
+        "stripes": (np.sin(2 * np.pi * v / 0.95),),
+        "spots": (np.cos(2 * np.pi * u / 1.1) + np.cos(2 * np.pi * v / 1.1) - 0.35,),
+        "checks": (np.sin(2 * np.pi * u / 1.9) * np.sin(2 * np.pi * v / 1.9),),
+        "rings": (np.sin(2 * np.pi * np.hypot(u - 4.0, v) / 1.35 + 0.6),),
+    }
+    blend = np.clip(0.5 + 2.5 * waves[fish.pattern][0], 0, 1)[..., None]
+    head = np.array(fish.first) * (1 - blend) + np.array(fish.second) * blend
+    from_eye = np.hypot(shape.along - 0.42, shape.across - 0.055) * shape.length
+    for radius, shade in ((0.042, 1.0), (0.025, 0.03)):
+        eye = np.clip(0.5 + radius * shape.length - from_eye, 0, 1)[..., None]
+        head = head * (1 - eye) + shade * eye
+    return head.astype(np.float32)

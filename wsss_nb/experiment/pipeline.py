@@ -1,0 +1,426 @@
+"""A run: the three stages of one profile in one folder, each step skipping itself when nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from wsss_nb.code_version import code_version
+from wsss_nb.data import VOCFolder, check_folder, make_synthetic, read_label_map, write_labels
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.profiles import Profile, load_profile
+from wsss_nb.files import read_json, write_json
+from wsss_nb.stages import affinitynet, cam, deeplab
+from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
+from wsss_nb.stages.loop import History, progress
+from wsss_nb.stages.scoring import part_coverage, score_label_maps
+from wsss_nb.stages.steps import run_step, step_key
+from wsss_nb.workers import WorkerDiedError, worker_pool
+
+__all__ = ["Run", "Variant", "grid", "open_notebook_run", "open_run"]
+
+RESULTS = "results.json"
+OURS = "lambda1_fsl"
+OnEpoch = Callable[[History], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the CAM network; ``weight`` is lambda, None for the baselines."""
+
+    name: str
+    method: Literal["sampling", "average", "seam"]
+    weight: float | None
+    fsl: bool
+
+
+def grid(profile: Profile) -> list[Variant]:
+    """The points of Figure 2 and the baselines, in the profile's order."""
+    points = [
+        Variant(f"lambda{weight:g}{'_fsl' if fsl else ''}", "sampling", weight, fsl)
+        for fsl in profile.fsl
+        for weight in profile.lambdas
+    ]
+    return points + [Variant(name, name, None, False) for name in profile.baselines]
+
+
+class Run:
+    """One profile in one folder; made by :func:`open_run`.
+
+    Every method is a step or a row of steps: what is up to date is skipped, what was killed is resumed.
+    """
+
+    def __init__(self, profile: Profile, out: Path) -> None:
+        self.profile = profile
+        self.out = out
+        self.prepared = read_json(out / "data" / "prepared.json")
+        root = out / self.prepared["root"]
+        self.train = self._folder(root, profile.data.train_split)
+        self.val = self._folder(root, profile.data.val_split)
+        self.variants = {variant.name: variant for variant in grid(profile)}
+
+    def _folder(self, root: Path, split: str) -> VOCFolder:
+        folder = VOCFolder(root, split, labels=self.out / "data" / f"{split}.csv")
+        bad = set(self.prepared["bad"])
+        return folder.subset([name for name in folder.names if name not in bad]) if bad else folder
+
+    def _inputs(self, module: str, **values: Any) -> dict[str, Any]:
+        return {"code": code_version(f"wsss_nb.stages.{module}"), "data": self.prepared["hash"], **values}
+
+    # Stage 1
+
+    def cam_config(self, variant: Variant) -> CamConfig:
+        """The profile's CAM settings with this point's lambda, FSL and method."""
+        if variant.method == "seam":
+            return self.profile.seam
+        update: dict[str, Any] = {} if variant.fsl else {"similarity_weight": 0.0}
+        if variant.method == "average":
+            update |= {"pooling": "average", "weight": 0.0}
+        else:
+            update["weight"] = variant.weight
+        return self.profile.cam.model_copy(update=update)
+
+    def inference_config(self, variant: Variant) -> InferenceConfig:
+        """How this point's CAMs become label maps."""
+        return self.profile.seam_inference if variant.method == "seam" else self.profile.inference
+
+    def pretrain(self, on_epoch: OnEpoch | None = None) -> tuple[Path | None, str]:
+        """The classifier every run starts from, where the profile asks for one: its checkpoint and key."""
+        config = self.profile.pretrain
+        if config is None:
+            return None, ""
+        seed = self.profile.seeds[0]
+        inputs = self._inputs("cam", config=config.model_dump(mode="json"), backbone=self.profile.backbone, seed=seed)
+        folder = self.out / "pretrain"
+
+        def work(out: Path) -> dict[str, Any]:
+            return {"history": cam.pretrain_classifier(self.train, self.profile.backbone, config, seed, out, on_epoch)}
+
+        key = run_step(folder, inputs, work)["key"]
+        return folder / cam.CHECKPOINT, key
+
+    def train_cam(self, variant: str, seed: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+        """Train one point of the grid, compute its CAMs on the val split and score them; a row of ``results["cam"]``."""
+        point = self._variant(variant)
+        weights, upstream = self.pretrain()
+        config, inference = self.cam_config(point), self.inference_config(point)
+        folder = Path("cam") / point.name / f"seed{seed}"
+        backbone = self.profile.backbone
+        inputs = self._inputs(
+            "cam", config=config.model_dump(mode="json"), backbone=backbone, seed=seed, upstream=upstream
+        )
+
+        def training(out: Path) -> dict[str, Any]:
+            name = f"CAM {point.name} seed {seed}"
+            views = self.out / "views"
+            history = cam.train_cam(self.train, backbone, config, seed, out, weights, views, on_epoch, name)
+            return {"history": history}
+
+        model = run_step(self.out / folder / "model", inputs, training)
+
+        def scoring(out: Path) -> dict[str, Any]:
+            net = cam.load_cam(backbone, self.val.num_classes, config, self.out / folder / "model" / cam.CHECKPOINT)
+            cam.infer_cams(net, self.val, config, inference, out)
+            protocol = {
+                "stage": "cam", "background": inference.background, "crf": False, "scales": list(inference.scales),
+                "flips": inference.flip, "max_normalized": inference.max_normalize or config.method == "seam",
+                "image_labels": True, "seed": seed,
+            }  # fmt: skip
+            scores = score_label_maps(self.val, out, protocol, self.profile.data.void)
+            return {"scores": scores, "parts": part_coverage(self.val, out)}
+
+        inputs = self._inputs("scoring", inference=inference.model_dump(mode="json"), void=self.profile.data.void,
+                              upstream=model["key"])  # fmt: skip
+        scored = run_step(self.out / folder / "val", inputs, scoring)
+        history = model["result"]["history"]
+        return {
+            "variant": point.name, "method": point.method, "lambda": point.weight, "fsl": point.fsl, "seed": seed,
+            "folder": folder.as_posix(), **scored["result"],
+            "mu_sigma": [[row["step"], row["mu"], row["sigma"]] for row in history],
+            "cost": model["cost"],
+        }  # fmt: skip
+
+    def _variant(self, name: str) -> Variant:
+        if name not in self.variants:
+            raise InputError(f"variant: expected one of {', '.join(self.variants)}, got {name!r}")
+        return self.variants[name]
+
+    def train_cams(self) -> list[dict[str, Any]]:
+        """The whole grid, ``workers`` points at a time in processes of one thread each.
+
+        Raises:
+            WorkerDiedError: a process was killed; finished points are kept.
+        """
+        self.pretrain()
+        points = [(name, seed) for seed in self.profile.seeds for name in self.variants]
+        rows: dict[tuple[str, int], dict[str, Any]] = {}
+        pool = worker_pool(self.profile.workers, threads=1)
+        try:
+            futures = {pool.submit(_train_point, self.profile, self.out, *point): point for point in points}
+            for future in progress(as_completed(futures), "CAM networks", len(points)):
+                point, row = futures[future], future.result()
+                rows[point] = row
+                scores, seconds = row["scores"], row["cost"]["seconds"]
+                print(
+                    f"{point[0]} seed {point[1]}: mIoU {100 * scores['miou']:.1f}, "
+                    f"contour F {100 * scores['contour_f']:.1f} ({seconds:.0f} s)",
+                    flush=True,
+                )
+        except BrokenProcessPool as error:
+            raise WorkerDiedError(
+                "a training process was killed (out of memory?); finished points are kept, the same command "
+                "carries on"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        done = [rows[point] for point in points]
+        self._record("cam", done)
+        return done
+
+    # Stages 2 and 3
+
+    def _refined(self, method: str) -> tuple[Variant, AffinityNetConfig, int]:
+        if method not in ("ours", "seam"):
+            raise InputError(f"method: expected ours or seam, got {method!r}")
+        config = self.profile.affinitynet if method == "ours" else self.profile.seam_affinitynet
+        return self._variant(OURS if method == "ours" else "seam"), config, self.profile.seeds[0]
+
+    def train_affinitynet(self, method: str = "ours", on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+        """CRF maps, AffinityNet and random walk on the CAMs of ``method`` (first seed); a row of ``results["stages"]``."""
+        variant, config, seed = self._refined(method)
+        source = self.train_cam(variant.name, seed)
+        cam_config, inference = self.cam_config(variant), self.inference_config(variant)
+        backbone, base = self.profile.backbone, self.out / "affinitynet" / method / f"seed{seed}"
+        weights, _ = self.pretrain()
+        checkpoint = self.out / source["folder"] / "model" / cam.CHECKPOINT
+        upstream = read_json(self.out / source["folder"] / "model" / "manifest.json")["key"]
+        settings = config.model_dump(mode="json")
+
+        def cams(out: Path) -> dict[str, Any]:
+            net = cam.load_cam(backbone, self.train.num_classes, cam_config, checkpoint)
+            cam.infer_cams(net, self.train, cam_config, inference, out, label_maps=False)
+            return {}
+
+        made = run_step(base / "cams", self._inputs("cam", inference=inference.model_dump(mode="json"), upstream=upstream),
+                        cams)  # fmt: skip
+
+        def crf(out: Path) -> dict[str, Any]:
+            affinitynet.crf_maps(self.train, base / "cams", config, out, self.profile.workers)
+            return {}
+
+        crf_inputs = {key: settings[key] for key in ("crf", "alpha_amplified", "alpha_weakened")}
+        maps = run_step(base / "crf", self._inputs("affinitynet", config=crf_inputs, upstream=made["key"]), crf)
+
+        def training(out: Path) -> dict[str, Any]:
+            net = affinitynet.train_affinitynet
+            return {"history": net(self.train, backbone, config, seed, base / "crf", out, weights, on_epoch)}
+
+        inputs = self._inputs("affinitynet", config=settings, backbone=backbone, seed=seed, upstream=maps["key"])
+        model = run_step(base / "model", inputs, training)
+
+        def walking(split: str) -> Callable[[Path], dict[str, Any]]:
+            def work(out: Path) -> dict[str, Any]:
+                net = affinitynet.load_affinitynet(backbone, base / "model" / affinitynet.CHECKPOINT)
+                folder, source_cams = (
+                    (self.train, base / "cams") if split == "train" else (self.val, self.out / source["folder"] / "val")
+                )
+                affinitynet.write_pseudo_labels(net, folder, source_cams, config, out)
+                if split == "train":
+                    return {}
+                protocol = {
+                    "stage": "affinitynet", "background": f"power:{config.alpha_walk:g}", "crf": False, "scales": [1.0],
+                    "flips": False, "image_labels": True, "beta": config.beta, "log_t": config.log_t, "seed": seed,
+                }  # fmt: skip
+                return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
+
+            return work
+
+        inputs = self._inputs("affinitynet", config=settings, upstream=model["key"], void=self.profile.data.void)
+        labels = run_step(base / "train", {**inputs, "split": "train"}, walking("train"))
+        scored = run_step(base / "val", {**inputs, "split": "val", "cams": source["scores"]}, walking("val"))
+        cost = _summed([made["cost"], maps["cost"], model["cost"], labels["cost"], scored["cost"]])
+        stage_cam = {"stage": "cam", "scores": source["scores"], "folder": source["folder"], "cost": source["cost"]}
+        row = {
+            "stage": "affinitynet", "scores": scored["result"]["scores"],
+            "folder": base.relative_to(self.out).as_posix(), "cost": cost,
+        }  # fmt: skip
+        common = {"method": method, "variant": variant.name, "seed": seed}
+        self._record("stages", [{**stage_cam, **common}, {**row, **common}])
+        return {**row, **common}
+
+    def train_deeplab(self, method: str = "ours", on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+        """DeepLab on the pseudo-labels of ``method``, scored on the val split after the CRF."""
+        variant, _, seed = self._refined(method)
+        self.train_affinitynet(method)
+        config, backbone = self.profile.deeplab, self.profile.backbone
+        labels = self.out / "affinitynet" / method / f"seed{seed}" / "train"
+        upstream = read_json(labels / "manifest.json")["key"]
+        base = self.out / "deeplab" / method / f"seed{seed}"
+        weights, _ = self.pretrain()
+
+        def training(out: Path) -> dict[str, Any]:
+            history = deeplab.train_deeplab(self.train, backbone, config, seed, labels, out, weights, on_epoch)
+            return {"history": history}
+
+        settings = config.model_dump(mode="json")
+        inputs = self._inputs("deeplab", config=settings, backbone=backbone, seed=seed, upstream=upstream)
+        model = run_step(base / "model", inputs, training)
+
+        def scoring(out: Path) -> dict[str, Any]:
+            net = deeplab.load_deeplab(backbone, self.val.num_classes, base / "model" / deeplab.CHECKPOINT)
+            deeplab.write_predictions(net, self.val, config, out, self.profile.workers)
+            crf = None if config.crf is None else config.crf.model_dump(mode="json")
+            protocol = {
+                "stage": "deeplab", "background": "network", "crf": crf, "scales": list(config.scales),
+                "flips": config.flip, "image_labels": False, "seed": seed,
+            }  # fmt: skip
+            return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
+
+        inputs = self._inputs("deeplab", config=settings, upstream=model["key"], void=self.profile.data.void)
+        scored = run_step(base / "val", inputs, scoring)
+        row = {
+            "stage": "deeplab", "method": method, "variant": variant.name, "seed": seed,
+            "folder": base.relative_to(self.out).as_posix(), "scores": scored["result"]["scores"],
+            "cost": _summed([model["cost"], scored["cost"]]),
+        }  # fmt: skip
+        self._record("stages", [row])
+        return row
+
+    # What notebooks look at
+
+    def stage_folder(self, stage: str, method: str = "ours") -> Path:
+        """The folder of a stage's steps for "ours" or "seam"."""
+        variant, _, seed = self._refined(method)
+        return self.out / ("cam" if stage == "cam" else stage) / (variant.name if stage == "cam" else method) / f"seed{seed}"
+
+    def history(self, folder: Path | str) -> History:
+        """The epochs of a finished training: "pretrain", or the ``folder`` of a row of results.json."""
+        base = self.out / folder
+        manifest = base / "model" / "manifest.json" if (base / "model").is_dir() else base / "manifest.json"
+        rows: History = read_json(manifest)["result"]["history"]
+        return rows
+
+    def label_map(self, variant: str, seed: int, name: str) -> np.ndarray:
+        """The CAM label map (H, W) of a val image."""
+        return read_label_map(self.out / "cam" / self._variant(variant).name / f"seed{seed}" / "val" / f"{name}.png")
+
+    def stage_map(self, stage: str, method: str, name: str) -> np.ndarray:
+        """The label map (H, W) of a val image after "cam", "affinitynet" or "deeplab"."""
+        return read_label_map(self.stage_folder(stage, method) / "val" / f"{name}.png")
+
+    def pseudo_label(self, name: str, method: str = "ours") -> np.ndarray:
+        """The pseudo-label (H, W) of a training image, which DeepLab learns from."""
+        return read_label_map(self.stage_folder("affinitynet", method) / "train" / f"{name}.png")
+
+    def walk(self, name: str, log_t: int, method: str = "ours") -> np.ndarray:
+        """Scores (n + 1, H, W) of a training image after 2^log_t steps of the random walk."""
+        _, config, _ = self._refined(method)
+        base = self.stage_folder("affinitynet", method)
+        net = affinitynet.load_affinitynet(self.profile.backbone, base / "model" / affinitynet.CHECKPOINT)
+        _, map_ = affinitynet.load_cam_file(base / "cams" / f"{name}.npz")
+        return affinitynet.walk(net, self.train.image(name), map_, config.model_copy(update={"log_t": log_t})).numpy()
+
+    # results.json
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds; empty lists where nothing ran yet."""
+        path = self.out / RESULTS
+        known = read_json(path) if path.exists() else {}
+        profile = self.profile.model_dump(mode="json")
+        same = known.get("profile") == profile and known.get("data", {}).get("hash") == self.prepared["hash"]
+        return {
+            "schema": 1,
+            "run": self.out.name,
+            "profile": profile,
+            "synthetic": self.profile.data.kind == "synthetic",
+            "classes": list(self.val.classes),
+            "data": {
+                "train": len(self.train.names), "val": len(self.val.names), "hash": self.prepared["hash"],
+                "root": self.prepared["root"], "val_names": list(self.val.names), "bad": self.prepared["bad"],
+            },
+            "cam": known.get("cam", []) if same else [],
+            "stages": known.get("stages", []) if same else [],
+        }  # fmt: skip
+
+    def _record(self, section: str, rows: list[dict[str, Any]]) -> None:
+        def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+            return row.get("stage"), row.get("method"), row["variant"], row["seed"]
+
+        value = self.results()
+        merged = {identity(row): row for row in value[section]} | {identity(row): row for row in rows}
+        value[section] = list(merged.values())
+        write_json(self.out / RESULTS, value)
+
+
+def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **costs[-1],
+        "seconds": round(sum(cost["seconds"] for cost in costs), 3),
+        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
+    }
+
+
+def _train_point(profile: Profile, out: Path, variant: str, seed: int) -> dict[str, Any]:
+    return Run(profile, out).train_cam(variant, seed)
+
+
+def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, overrides: str) -> Run:
+    """:func:`open_run` from the five parameters that every notebook has.
+
+    A relative folder is meant from the project's root, whether the notebook runs there or in ``notebooks/``. An empty
+    ``data_root`` keeps the profile's; ``seed`` counts unless the profile or ``overrides`` name several.
+    """
+    root = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
+    chosen = load_profile(profile, overrides)
+    values: dict[str, Any] = {}
+    if data_root:
+        values["data"] = chosen.data.model_copy(update={"root": str(root / data_root)})
+    if len(chosen.seeds) == 1 and "seeds=" not in overrides:
+        values["seeds"] = (seed,)
+    return open_run(chosen.model_copy(update=values), root / out_dir)
+
+
+def open_run(profile: Profile, out_dir: str | Path) -> Run:
+    """Check the data (or make the synthetic set), write the image-level labels, and open the run's folder.
+
+    This is the only place that may look at masks before scoring: to check them, and to derive image-level
+    labels where the data set has no other. Training reads ``data/SPLIT.csv`` and images alone.
+
+    Raises:
+        InputError: no data folder given or found, a bad file (named; with ``data.skip_bad`` counted and left out).
+    """
+    out = Path(out_dir).resolve()
+    data = profile.data
+    if data.kind == "synthetic":
+        spec = {"num_train": data.num_train, "num_val": data.num_val, "seed": data.seed}
+        root = Path(data.root).resolve() if data.root else out / "data" / f"synthetic-{step_key(spec)[:8]}"
+        if not root.exists():
+            make_synthetic(root, **spec)
+    elif not data.root:
+        raise InputError("data.root: expected a folder in VOC layout (--data FOLDER), got none")
+    else:
+        root = Path(data.root).resolve()
+    splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
+    folders = {split: VOCFolder(root, split) for split in splits}
+    report = check_folder(root, splits, skip_bad=data.skip_bad)
+    if report.bad:
+        print(f"{root.name}: left out {len(report.bad)} bad images: {', '.join(sorted(report.bad))}", flush=True)
+    bad = sorted(report.bad)
+    for split, folder in folders.items():
+        good = folder.subset([name for name in folder.names if name not in report.bad])
+        write_labels(good, out / "data" / f"{split}.csv")
+    relative = root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root)
+    hashes = {split: folder.split_hash() for split, folder in folders.items()}
+    prepared = {"root": relative, "hash": step_key({"splits": hashes, "bad": bad})[:16], "bad": bad}
+    write_json(out / "data" / "prepared.json", prepared)
+    torch.set_num_threads(max(1, profile.workers))
+    run = Run(profile, out)
+    write_json(out / RESULTS, run.results())
+    return run

@@ -1,0 +1,220 @@
+"""Profiles: everything a run depends on, typed and frozen, under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from wsss_nb.config import Config
+from wsss_nb.errors import InputError
+from wsss_nb.models import BACKBONES
+from wsss_nb.stages.config import (
+    AffinityNetConfig,
+    CamConfig,
+    CRFStageConfig,
+    DeepLabConfig,
+    InferenceConfig,
+    OptimizerConfig,
+    ViewsConfig,
+)
+
+__all__ = ["PROFILES", "DataConfig", "Profile", "load_profile"]
+
+
+class DataConfig(Config):
+    """Which images: a VOC-layout folder, or the synthetic set with its size and seed."""
+
+    kind: Literal["synthetic", "voc"] = "voc"
+    root: str = Field("", description="folder; empty = runs' own synthetic set")
+    train_split: str = "train"
+    val_split: str = "val"
+    num_train: Annotated[int, Field(ge=1)] = 600
+    num_val: Annotated[int, Field(ge=1)] = 150
+    seed: int = 0
+    void: Literal["background", "masked"] = "background"
+    skip_bad: bool = False
+
+
+class Profile(Config):
+    """One experiment: data, backbone, the grid of Figure 2, baselines, and the three stages.
+
+    ``cam`` is what every point of the grid shares; lambda, FSL and method are set by the point. ``refine`` lists the
+    methods ("ours" = lambda 1 with FSL, "seam") that go through stages 2 and 3.
+    """
+
+    name: str
+    data: DataConfig = DataConfig()
+    backbone: str = "resnet38"
+    seeds: tuple[int, ...] = (0,)
+    lambdas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    fsl: tuple[bool, ...] = (False, True)
+    baselines: tuple[Literal["average", "seam"], ...] = ("average", "seam")
+    refine: tuple[Literal["ours", "seam"], ...] = ("ours", "seam")
+    workers: Annotated[int, Field(ge=1)] = 1
+    pretrain: CamConfig | None = None
+    cam: CamConfig = CamConfig()
+    seam: CamConfig = CamConfig(method="seam", pooling="average")
+    inference: InferenceConfig = InferenceConfig()
+    seam_inference: InferenceConfig = InferenceConfig(background="threshold:0.3")
+    affinitynet: AffinityNetConfig = AffinityNetConfig()
+    seam_affinitynet: AffinityNetConfig = AffinityNetConfig(alpha_amplified=4, alpha_weakened=24)
+    deeplab: DeepLabConfig = DeepLabConfig()
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, value: str) -> str:
+        if value not in BACKBONES:
+            raise ValueError(f"expected one of {', '.join(BACKBONES)}")
+        return value
+
+    @field_validator("seeds", "lambdas", "fsl")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("expected at least one value and no value twice")
+        return value
+
+
+def _quick() -> Profile:
+    """Synthetic images, tiny net from scratch, two CPU cores: everything in minutes."""
+    views = ViewsConfig(cached=True, sizes=((96, 96),))
+    optimizer = OptimizerConfig(learning_rate=0.008, head_multiplier=2.0)
+    cam = CamConfig(
+        epochs=12, batch_size=16, optimizer=optimizer, views=views, num_samples=8,
+        similarity_weight=2.0, mu=2.0, sigma=3.0, siamese=False, siamese_scale=0.5, dropout=0.2,
+    )  # fmt: skip
+    affinity = AffinityNetConfig(
+        epochs=4, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.01, head_multiplier=5.0), views=views,
+        crf=CRFStageConfig(iterations=5, bilateral_sxy=20, gaussian_sxy=2), log_t=5,
+    )  # fmt: skip
+    return Profile(
+        name="quick",
+        data=DataConfig(kind="synthetic"),
+        backbone="tiny",
+        workers=2,
+        pretrain=cam.model_copy(
+            update={"epochs": 12, "pooling": "average", "weight": 0.0, "similarity_weight": 0.0,
+                    "optimizer": OptimizerConfig(learning_rate=0.05, head_multiplier=1.0)}
+        ),
+        cam=cam,
+        seam=cam.model_copy(update={"method": "seam", "pooling": "average"}),
+        inference=InferenceConfig(scales=(1.0,), max_normalize=False),
+        seam_inference=InferenceConfig(scales=(1.0,), background="threshold:0.3"),
+        affinitynet=affinity,
+        seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
+        deeplab=DeepLabConfig(
+            epochs=8, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.01, head_multiplier=2.0), views=views,
+            scales=(1.0,), crf=CRFStageConfig(iterations=1, bilateral_sxy=20, gaussian_sxy=2),
+        ),
+    )  # fmt: skip
+
+
+def _photos() -> Profile:
+    """Photographs in VOC layout, EfficientNet-Lite0 with ImageNet weights: CPU in about an hour."""
+    sizes = ((224, 320), (320, 448))
+    views = ViewsConfig(cached=True, sizes=sizes)
+    optimizer = OptimizerConfig(learning_rate=0.005)
+    cam = CamConfig(
+        epochs=30, batch_size=8, optimizer=optimizer, views=views, precision="bfloat16", num_samples=1,
+        similarity_weight=0.5, mu=2.5, sigma=2.5, siamese=False, siamese_scale=0.5,
+    )  # fmt: skip
+    affinity = AffinityNetConfig(
+        epochs=4, batch_size=8, optimizer=optimizer, views=ViewsConfig(cached=True, sizes=((224, 320),)),
+        precision="bfloat16",
+    )  # fmt: skip
+    return Profile(
+        name="photos",
+        data=DataConfig(kind="voc", void="masked"),
+        backbone="efficientnet_lite0",
+        seeds=(0, 1, 2),
+        lambdas=(0.0, 1.0),
+        baselines=("average", "seam"),
+        workers=2,
+        cam=cam,
+        seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 15}),
+        inference=InferenceConfig(scales=(1.0,), max_normalize=False),
+        seam_inference=InferenceConfig(scales=(1.0,), background="threshold:0.3"),
+        affinitynet=affinity,
+        seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
+        deeplab=DeepLabConfig(
+            epochs=12, batch_size=8, optimizer=optimizer, views=ViewsConfig(cached=True, sizes=((224, 320),)),
+            precision="bfloat16", scales=(0.75, 1.0, 1.25),
+        ),
+    )  # fmt: skip
+
+
+def _paper() -> Profile:
+    """VOC 2012 + SBD with ResNet-38 on GPUs: the paper's settings, declared."""
+    return Profile(name="paper", data=DataConfig(kind="voc", train_split="train_aug"))
+
+
+PROFILES: dict[str, Callable[[], Profile]] = {"quick": _quick, "photos": _photos, "paper": _paper}
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise InputError(f"{key}: expected a field of its own, got a value for {part!r} as well")
+        node[last] = value
+    return tree
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parsed(overrides: Mapping[str, Any] | Sequence[str] | str) -> dict[str, Any]:
+    if isinstance(overrides, Mapping):
+        return _nested(overrides)
+    items = overrides.split() if isinstance(overrides, str) else list(overrides)
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise InputError(f"overrides: expected field=value, got {item!r}")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{key}: expected a YAML value, got {text!r}") from error
+    return _nested(values)
+
+
+def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str = ()) -> Profile:
+    """The profile ``name`` with some fields set otherwise.
+
+    Args:
+        name: one of ``PROFILES``.
+        overrides: dotted fields and values, as a mapping or as ``field=value`` strings (values read as YAML), or one
+            string of them separated by spaces (no spaces inside a value then): ``"cam.epochs=3 seeds=[0,1,2]"``.
+
+    Raises:
+        InputError: unknown profile or field, value of another type or out of its range.
+
+    Example:
+        >>> load_profile("quick", "cam.epochs=3").cam.epochs
+        3
+    """
+    if name not in PROFILES:
+        raise InputError(f"profile: expected one of {', '.join(PROFILES)}, got {name!r}")
+    values = _merged(PROFILES[name]().model_dump(), _parsed(overrides))
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        what = "no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{field}: {what}, got {first['input']!r}") from error

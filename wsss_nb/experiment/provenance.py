@@ -1,0 +1,208 @@
+"""Where a result comes from: code, settings, data, weights, libraries, machine, time and command."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from wsss_nb.files import sha256_file, write_json
+
+__all__ = ["COMMAND", "git_state", "hardware", "manifest", "package_versions", "write_manifest"]
+
+COMMAND = "WSSS_NB_COMMAND"
+"""Environment variable through which notebooks learn the command that runs them."""
+
+# Files made by a run do not make its code dirty.
+_SOURCES = ("wsss_nb", "notebooks", "pyproject.toml", "constraints.txt")
+
+
+def manifest(
+    profile: BaseModel | Mapping[str, Any] | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+    data_hash: str | None = None,
+    weights: Mapping[str, str | os.PathLike[str]] | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything one needs to know to make a result again, as JSON values.
+
+    Folders outside the working directory are reduced to their last part: a manifest is made to be
+    published, and the data's hash says which data it was.
+
+    Args:
+        profile: the resolved profile; all its values are kept.
+        seeds: seeds of the result; default: the profile's.
+        data_hash: hash of the data set, see ``results["data"]["hash"]``.
+        weights: name -> hash, or name -> file (whose SHA-256 is taken).
+        protocol: how the scores were made.
+        extra: further entries, such as the hash of the arrays behind a figure.
+
+    Returns:
+        A dict with keys ``schema``, ``created``, ``command``, ``git``, ``profile``, ``seeds``, ``data_hash``,
+        ``weights``, ``protocol``, ``python``, ``packages``, ``hardware``, then those of ``extra``.
+
+    Raises:
+        ValueError: ``extra`` names an entry that is there already.
+
+    Example:
+        >>> manifest(seeds=[0])["seeds"]
+        [0]
+    """
+    values = profile.model_dump(mode="json") if isinstance(profile, BaseModel) else profile
+    if seeds is None and values is not None:
+        seeds = values.get("seeds")
+    made: dict[str, Any] = {
+        "schema": 1,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": os.environ.get(COMMAND) or command_line(),
+        "git": git_state(),
+        "profile": None if values is None else _portable(dict(values)),
+        "seeds": None if seeds is None else list(seeds),
+        "data_hash": data_hash,
+        "weights": {name: _weight_hash(value) for name, value in (weights or {}).items()},
+        "protocol": None if protocol is None else dict(protocol),
+        "python": platform.python_version(),
+        "packages": dict(package_versions()),
+        "hardware": hardware(),
+    }
+    for name, value in (extra or {}).items():
+        if name in made:
+            raise ValueError(f"extra: expected names other than {', '.join(made)}, got {name!r}")
+        made[name] = value
+    return made
+
+
+def write_manifest(path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Write `manifest` of the other arguments as JSON, atomically, and return it.
+
+    Example:
+        >>> write_manifest("figures/figure2.json", profile, data_hash="1f3a")  # doctest: +SKIP
+    """
+    made = manifest(*args, **kwargs)
+    write_json(path, made)
+    return made
+
+
+@functools.cache
+def git_state(folder: Path | None = None) -> dict[str, Any] | None:
+    """Commit and whether the sources differ from it; None outside a git checkout.
+
+    Only what determines results counts as dirty (the package, the notebooks, the dependencies): a run writes
+    figures into the checkout itself.
+
+    Args:
+        folder: the checkout; default: the one this package lies in.
+    """
+    root = folder or Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _git(root, "status", "--porcelain", "--", *_SOURCES)
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+@functools.cache
+def package_versions() -> tuple[tuple[str, str], ...]:
+    """Name and version of this package and of each installed direct dependency."""
+    names = ["wsss-nb"]
+    try:
+        requirements = importlib.metadata.requires("wsss-nb") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        if "extra ==" not in requirement and (match := re.match(r"[A-Za-z0-9._-]+", requirement)):
+            names.append(match[0])
+    found = []
+    for name in names:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory (GiB), GPUs and threads; GPUs only if torch is loaded already."""
+    torch = sys.modules.get("torch")
+    gpus: list[str] = []
+    if torch is not None and torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": cores,
+        "memory_gib": round(memory, 1),
+        "gpus": gpus,
+        "threads": torch.get_num_threads() if torch is not None else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """The command that started this process, without this machine's folders.
+
+    Example:
+        >>> import sys; sys.argv = ["/opt/env/bin/wsss-nb", "run", "--data=/home/me/photos"]
+        >>> command_line()
+        'wsss-nb run --data=photos'
+    """
+    words = []
+    for word in [Path(sys.argv[0]).name, *sys.argv[1:]]:
+        flag, equals, value = word.partition("=")
+        words.append(f"{flag}={_portable(value)}" if equals else _portable(word))
+    return shlex.join(words)
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith("..")):
+        path = Path(value)
+        here = Path.cwd()
+        return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+    if isinstance(value, Mapping):
+        return {name: _portable(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(entry) for entry in value]
+    return value
+
+
+def _weight_hash(value: str | os.PathLike[str]) -> str:
+    return value if isinstance(value, str) and not Path(value).is_file() else sha256_file(value)

@@ -1,0 +1,245 @@
+"""Run the numbered notebooks of an experiment: only what changed, and on from where a run was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wsss_nb.code_version import code_version
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.execute import KernelDiedError, NotebookError, execute
+from wsss_nb.experiment.notebooks import (
+    Notebook,
+    Parameter,
+    check_parameters,
+    find_notebooks,
+    parse_parameter,
+)
+from wsss_nb.experiment.progress import Progress, duration
+from wsss_nb.experiment.state import NotebookRecord, RunState, count_rows, folder_stamp, written_files
+from wsss_nb.files import sha256_file
+
+if TYPE_CHECKING:
+    from wsss_nb.experiment.profiles import Profile
+
+__all__ = ["Outcome", "Plan", "RunRequest", "notebook_key", "plan_run", "run_notebooks"]
+
+# They say where a run works, not what it computes.
+_PLACES = frozenset({"out_dir", "run_dir", "data_root"})
+_SET_BY_RUN = _PLACES | {"profile", "overrides"}
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run was asked to do.
+
+    Attributes:
+        profile: the resolved profile.
+        out_dir: the run's folder.
+        overrides: the profile's overrides, as the notebooks' parameter of that name.
+        data_root: the data set's folder given for this run, or empty.
+        parameters: further notebook parameters, for the notebooks that declare them, in the type declared.
+        only: numbers or names of the notebooks wanted; empty means all.
+    """
+
+    profile: Profile
+    out_dir: Path
+    overrides: str = ""
+    data_root: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    only: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: all notebooks, the values each runs with, and the names of those wanted."""
+
+    request: RunRequest
+    notebooks: Sequence[Notebook]
+    values: Mapping[str, Mapping[str, Parameter]]
+    chosen: frozenset[str]
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether anything wanted does more than draw from results."""
+        return any(notebook.name in self.chosen and not notebook.reads_results for notebook in self.notebooks)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one notebook ended: ``waits`` means that one it needs has failed."""
+
+    name: str
+    status: Literal["done", "current", "failed", "waits"]
+    seconds: float = 0.0
+    message: str = ""
+
+
+def plan_run(folder: Path, request: RunRequest) -> Plan:
+    """Check a request before anything runs.
+
+    Args:
+        folder: where the notebooks are.
+        request: what to do.
+
+    Raises:
+        InputError: a notebook is not as it should be, or a parameter is unknown or of another type.
+    """
+    notebooks = find_notebooks(folder)
+    known = sorted({name for notebook in notebooks for name in notebook.parameters} - _SET_BY_RUN)
+    for name in request.parameters:
+        if name not in known:
+            raise InputError(f"{name}: expected a notebook parameter ({', '.join(known)}), got another name")
+    by_word = {word: notebook.name for notebook in notebooks for word in (notebook.number, notebook.name)}
+    for word in request.only:
+        if word not in by_word:
+            names = ", ".join(notebook.name for notebook in notebooks)
+            raise InputError(f"only: expected notebooks of {names}, got {word!r}")
+    wanted = frozenset(by_word[word] for word in request.only or by_word)
+    return Plan(
+        request, notebooks, {notebook.name: _values(notebook, request) for notebook in notebooks}, wanted
+    )
+
+
+def run_notebooks(
+    plan: Plan, *, timeout: float | None = None, progress: Progress | None = None
+) -> list[Outcome]:
+    """Execute the notebooks of a plan into ``out_dir/notebooks``, in order.
+
+    A notebook is up to date, and skipped, while these are unchanged: its cells (not their outputs), its
+    parameters, the resolved profile, the data set, the code of wsss_nb it imports, the notebooks it
+    needs, and for those that only draw also ``results.json``. A notebook that fails stops those that need it,
+    not the others. One whose kernel dies is tried once more.
+
+    Args:
+        plan: from `plan_run`.
+        timeout: seconds for each notebook, or None.
+        progress: where to report.
+
+    Returns:
+        One outcome per wanted notebook.
+
+    Example:
+        >>> request = RunRequest(load_profile("quick"), Path("runs/quick"))  # doctest: +SKIP
+        >>> outcomes = run_notebooks(plan_run(Path("notebooks"), request))  # doctest: +SKIP
+    """
+    request, out_dir = plan.request, plan.request.out_dir
+    progress = progress or Progress()
+    state = RunState(out_dir / "notebooks" / "state.json")
+    data = _data_stamp(request.profile)
+    keys: dict[str, str] = {}
+    outcomes: dict[str, Outcome] = {}
+    for notebook in plan.notebooks:
+        name, values = notebook.name, plan.values[notebook.name]
+        keys[name] = notebook_key(notebook, values, request, data, [keys[need] for need in notebook.needs])
+        if name not in plan.chosen:
+            continue
+        missing = [need for need in notebook.needs if not _ready(need, keys[need], outcomes, state, out_dir)]
+        if missing:
+            message = f"not run: it needs {missing[0]}, which has not run to its end"
+            outcomes[name] = Outcome(name, "waits", message=message)
+            progress.line(f"{name}: {message}")
+        elif state.is_current(name, keys[name], out_dir):
+            outcomes[name] = Outcome(name, "current")
+            progress.line(f"{name}: up to date")
+        else:
+            outcomes[name] = _run_one(notebook, values, keys[name], out_dir, state, progress, timeout)
+    return list(outcomes.values())
+
+
+def notebook_key(
+    notebook: Notebook, values: Mapping[str, Parameter], request: RunRequest, data: str, needed: Sequence[str]
+) -> str:
+    """SHA-256 of everything a notebook's result depends on; see `run_notebooks`."""
+    parts: dict[str, Any] = {
+        "schema": 1,
+        "source": notebook.source_hash,
+        "code": code_version(*sorted(notebook.modules)),
+        "needs": list(needed),
+    }
+    said_otherwise = _PLACES
+    if "profile" in values:
+        parts |= {"profile": request.profile.model_dump(mode="json"), "data": data}
+        said_otherwise = _SET_BY_RUN
+    parts["parameters"] = {name: value for name, value in values.items() if name not in said_otherwise}
+    results = request.out_dir / "results.json"
+    if notebook.reads_results:
+        parts["results"] = sha256_file(results) if results.is_file() else None
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _run_one(
+    notebook: Notebook,
+    values: Mapping[str, Parameter],
+    key: str,
+    out_dir: Path,
+    state: RunState,
+    progress: Progress,
+    timeout: float | None,
+) -> Outcome:
+    name = notebook.name
+    target = out_dir / "notebooks" / f"{name}.ipynb"
+    before = state.records.get(name)
+    carries_on = before is not None and before.key == key and before.status != "done"
+    record = NotebookRecord(key, "running", before.begun if before and carries_on else time.time())
+    state.put(name, record)
+    started = time.monotonic()
+    progress.start(f"{name} (carries on)" if carries_on else name, notebook.cells)
+    try:
+        try:
+            execute(notebook, values, target, progress, timeout)
+        except KernelDiedError as error:
+            progress.line(f"{error}; once more")
+            execute(notebook, values, target, progress, timeout)
+    except NotebookError as error:
+        seconds = time.monotonic() - started
+        message = (
+            f"{error} twice; most often memory ran out" if isinstance(error, KernelDiedError) else str(error)
+        )
+        state.put(name, replace(record, status="failed", seconds=round(seconds, 1), message=message))
+        progress.end(f"failed after {duration(seconds)}: {message}; see {target}")
+        return Outcome(name, "failed", seconds, message)
+    except BaseException:
+        progress.end("interrupted")
+        raise
+    seconds = time.monotonic() - started
+    kept = {path for path in (before.outputs if before else ()) if (out_dir / path).exists()}
+    done = replace(record, status="done", seconds=round(seconds, 1), rows=count_rows(out_dir))
+    state.put(name, replace(done, outputs=tuple(sorted(written_files(out_dir, record.begun) | kept))))
+    progress.end(f"done in {duration(seconds)}")
+    return Outcome(name, "done", seconds)
+
+
+def _ready(name: str, key: str, outcomes: Mapping[str, Outcome], state: RunState, out_dir: Path) -> bool:
+    if name in outcomes:
+        return outcomes[name].status in {"done", "current"}
+    return state.is_current(name, key, out_dir)
+
+
+def _values(notebook: Notebook, request: RunRequest) -> dict[str, Parameter]:
+    """The parameters one notebook runs with: of those a run sets, the ones it declares."""
+    given: dict[str, Parameter] = {
+        "profile": request.profile.name,
+        "data_root": request.data_root,
+        "out_dir": str(request.out_dir),
+        "run_dir": str(request.out_dir),
+        "seed": request.profile.seeds[0],
+        "overrides": request.overrides,
+    }
+    declared = notebook.parameters
+    for name, value in request.parameters.items():
+        if name in declared:
+            given[name] = parse_parameter(name, value, declared[name]) if isinstance(value, str) else value
+    return check_parameters(notebook, {name: value for name, value in given.items() if name in declared})
+
+
+def _data_stamp(profile: Profile) -> str:
+    """What the images are: the synthetic set follows from the profile, a folder has to be looked at."""
+    if profile.data.kind == "synthetic":
+        return "synthetic"
+    return folder_stamp(Path(profile.data.root))

@@ -1,0 +1,293 @@
+"""Scores by class and by part, the confusion matrix, and what the run cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wsss_nb.figures.spec import FigureSpec
+from wsss_nb.figures.style import (
+    COLORS,
+    MARKERS,
+    WIDTHS,
+    Arrays,
+    begin,
+    letter,
+    mean_and_spread,
+    scalar,
+    seeds_text,
+    shared_protocol,
+    top_legend,
+    top_legend_height,
+    variant_title,
+)
+from wsss_nb.published import STAGE_TITLES, STAGES
+from wsss_nb.results import CamResult, Cost, NotInRun, Run, StageResult
+
+__all__ = ["confusion", "cost", "coverage", "per_class"]
+
+_PARTS = ("head", "body", "background")
+_METHOD_TITLES = {"ours": "", "seam": " (SEAM)"}
+
+
+def _collect_per_class(run: Run) -> Arrays:
+    series: list[tuple[str, CamResult | StageResult]] = []
+    for weight, fsl in ((0.0, False), (1.0, False), (1.0, True)):
+        for cam in run.cams("sampling", weight, fsl):
+            series.append((f"CAMs, {variant_title(cam, run.pooling)}", cam))
+    for stage in STAGES[1:]:
+        series += [(STAGE_TITLES[stage], entry) for entry in run.stages(stage)]
+    if not series:
+        raise NotInRun("results.json: expected CAMs at lambda 0 or 1, or later stages, got none")
+    return {
+        "note": np.array(run.note),
+        "protocol": np.array(shared_protocol([entry for _, entry in series], run)),
+        "classes": np.array(run.classes),
+        "series": np.array([title for title, _ in series]),
+        "iou": np.array([_percent(entry.scores.iou) for _, entry in series]),
+        "f": np.array([_percent(entry.scores.f) for _, entry in series]),
+    }
+
+
+def _percent(values: Sequence[float | None]) -> list[float]:
+    return [np.nan if value is None else 100 * value for value in values]
+
+
+def _plot_per_class(arrays: Arrays) -> Figure:
+    classes = arrays["classes"].tolist()
+    names = list(dict.fromkeys(arrays["series"].tolist()))
+    single = scalar(arrays, "width") == "single"
+    counts = [int((arrays["series"] == name).sum()) for name in names]
+    extra = f"{'Mean ± s.d. of ' if max(counts) > 1 else ''}{seeds_text(counts)}."
+    step = 0.17 + 0.012 * max(0, len(names) - 3) if len(classes) <= 25 else 0.135
+    body = 0.55 + step * max(len(classes), 4)
+    height = (2 * body if single else body) + top_legend_height(names, WIDTHS[scalar(arrays, "width")])
+    figure, _ = begin(arrays, height, extra=extra)
+    panels = figure.subplots(2, 1) if single else figure.subplots(1, 2, sharey=True)
+    for index, (axes, key, title) in enumerate(
+        zip(panels, ("iou", "f"), ("IoU", "contour F-score"), strict=True)
+    ):
+        for number, name in enumerate(names):
+            values = arrays[key][arrays["series"] == name]
+            mean, spread = mean_and_spread(values)
+            y = np.arange(len(mean)) + (key == "f")  # the background has no contour score
+            shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
+            axes.errorbar(
+                mean,
+                y + shift,
+                xerr=np.nan_to_num(spread),
+                linestyle="none",
+                marker=MARKERS[number],
+                markersize=3.6,
+                elinewidth=0.7,
+                color=COLORS[number],
+                label=name,
+            )
+        axes.set_yticks(np.arange(len(classes)), classes, fontsize=7 if len(classes) <= 25 else 5.5)
+        axes.set_ylim(len(classes) - 0.5, -0.5)
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel(f"{title} [%]")
+        letter(axes, index, f"{title} by class")
+    top_legend(figure, panels[0])
+    return figure
+
+
+def _collect_confusion(run: Run, stage: str | None = None) -> Arrays:
+    for name in reversed(STAGES) if stage is None else (stage,):
+        entries = run.stages(name)  # type: ignore[arg-type]
+        if entries:
+            break
+    else:
+        raise NotInRun(f"results.json: expected scores of stage {stage or 'cam'} of our method, got none")
+    return {
+        "note": np.array(run.note),
+        "protocol": np.array(shared_protocol(entries, run)),
+        "classes": np.array(run.classes),
+        "stage": np.array(STAGE_TITLES[entries[0].stage].removeprefix("+ ")),
+        "seeds": np.array([entry.seed for entry in entries]),
+        "confusion": np.array([entry.scores.confusion for entry in entries], dtype=np.int64).sum(axis=0),
+    }
+
+
+def _plot_confusion(arrays: Arrays) -> Figure:
+    classes, counts = arrays["classes"].tolist(), arrays["confusion"]
+    width = WIDTHS[scalar(arrays, "width")]
+    k = len(classes)
+    extra = "Each row: where the pixels of a true class went, in percent; grey rows: class not in the split."
+    figure, _ = begin(arrays, min(6.6, max(1.9, 0.2 * k + 1.2)), extra=extra)
+    axes = figure.subplots()
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.where(total > 0, 100 * counts / np.maximum(total, 1), np.nan)
+    seaborn.heatmap(
+        share,
+        ax=axes,
+        vmin=0,
+        vmax=100,
+        cmap="cividis",
+        annot=(k <= 21 and width > 4) or k <= 8,
+        fmt=".0f",
+        annot_kws={"fontsize": 6 if k <= 12 else 4.6},
+        linewidths=0.3 if k <= 25 else 0,
+        linecolor="0.5",
+        cbar_kws={"label": "share [%]"},
+    )
+    size = 7 if k <= 12 else 6 if k <= 25 else 4.2
+    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=0 if k * size < 7 * width else 90, fontsize=size)
+    axes.set_yticks(np.arange(k) + 0.5, classes, rotation=0, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.grid(False)
+    axes.set_facecolor("0.88")
+    axes.set_title(f"{scalar(arrays, 'stage')}, pixels of {seeds_text([len(arrays['seeds'])])}")
+    return figure
+
+
+def _collect_coverage(run: Run) -> Arrays:
+    entries = [cam for cam in run.results.cam if cam.parts]
+    if not entries:
+        raise NotInRun("results.json: cam: expected head and body coverage (synthetic data only), got none")
+    entries.sort(key=_variant_order)
+    found = {
+        part: np.array(
+            [np.nan if (value := (cam.parts or {}).get(part)) is None else value for cam in entries],  # type: ignore[call-overload]
+            dtype=np.float64,
+        )
+        for part in _PARTS
+    }
+    return {
+        "note": np.array(run.note),
+        "protocol": np.array(shared_protocol(entries, run)),
+        "variant": np.array([variant_title(cam, run.pooling) for cam in entries]),
+        "seed": np.array([cam.seed for cam in entries]),
+        **found,
+    }
+
+
+def _variant_order(cam: CamResult) -> tuple[object, ...]:
+    return (("average", "seam", "sampling").index(cam.method), cam.weight or 0.0, cam.fsl, cam.seed)
+
+
+def _plot_coverage(arrays: Arrays) -> Figure:
+    names = list(dict.fromkeys(arrays["variant"].tolist()))
+    counts = [int((arrays["variant"] == name).sum()) for name in names]
+    extra = "Share of the head's, the body's and the background's pixels that the pseudo-labels have right."
+    figure, _ = begin(arrays, 0.75 + 0.2 * len(names), extra=extra)
+    axes = figure.subplots()
+    for number, part in enumerate(_PARTS):
+        means, spreads = [], []
+        for row, name in enumerate(names):
+            values = arrays[part][arrays["variant"] == name]
+            mean, spread = mean_and_spread(values)
+            means.append(float(mean))
+            spreads.append(float(spread))
+            y = np.full(len(values), row + 0.18 * (number - 1))
+            axes.plot(
+                values, y, linestyle="none", marker="|", markersize=4, color=_part_color(number), alpha=0.6
+            )
+        axes.errorbar(
+            means,
+            np.arange(len(names)) + 0.18 * (number - 1),
+            xerr=np.nan_to_num(spreads),
+            linestyle="none",
+            marker=MARKERS[number],
+            elinewidth=0.8,
+            color=_part_color(number),
+            label=part,
+        )
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    what = "mean ± s.d." if max(counts) > 1 else "value"
+    axes.set_xlabel(f"share of pixels predicted right ({what}, {seeds_text(counts)})")
+    top_legend(figure, axes)
+    return figure
+
+
+def _part_color(number: int) -> tuple[float, float, float]:
+    return COLORS[(3, 0, 7)[number]]
+
+
+def _collect_cost(run: Run) -> Arrays:
+    rows: list[tuple[str, int, Cost]] = []
+    for cam in sorted(run.results.cam, key=_variant_order):
+        if cam.cost is not None:
+            rows.append((f"CAM network, {variant_title(cam, run.pooling)}", cam.seed, cam.cost))
+    known = {cam.variant for cam in run.results.cam if cam.cost is not None}
+    for stage in STAGES:
+        for entry in run.results.stages:
+            if (
+                entry.stage == stage
+                and entry.cost is not None
+                and not (stage == "cam" and entry.variant in known)
+            ):
+                title = STAGE_TITLES[stage].removeprefix("+ ") + _METHOD_TITLES[entry.method]
+                rows.append((title, entry.seed, entry.cost))
+    if not rows:
+        raise NotInRun("results.json: expected what the stages cost, got none")
+    machines = sorted({f"{c.device}{_threads(c)}" for _, _, c in rows if c.device})
+    return {
+        "note": np.array(run.note),
+        "protocol": np.array(f"Measured on: {'; '.join(machines)}." if machines else ""),
+        "step": np.array([title for title, _, _ in rows]),
+        "seed": np.array([seed for _, seed, _ in rows]),
+        "seconds": np.array([c.seconds for _, _, c in rows]),
+        "peak_memory_mb": np.array(
+            [np.nan if c.peak_memory_mb is None else c.peak_memory_mb for _, _, c in rows], dtype=np.float64
+        ),
+    }
+
+
+def _plot_cost(arrays: Arrays) -> Figure:
+    names = list(dict.fromkeys(arrays["step"].tolist()))
+    counts = [int((arrays["step"] == name).sum()) for name in names]
+    single = scalar(arrays, "width") == "single"
+    total = arrays["seconds"].sum()
+    extra = f"Bars: mean of {seeds_text(counts)}. All of them together: {_duration(total)}."
+    body = 0.6 + 0.17 * max(len(names), 3)
+    figure, _ = begin(arrays, 2 * body if single else body, extra=extra)
+    panels = figure.subplots(2, 1) if single else figure.subplots(1, 2, sharey=True)
+    for index, (axes, key, title, color) in enumerate(
+        zip(panels, ("seconds", "peak_memory_mb"), ("time [s]", "peak memory [MB]"), COLORS, strict=False)
+    ):
+        _bars(axes, arrays, key, names, color)
+        letter(axes, index, title)
+    return figure
+
+
+def _bars(axes: Axes, arrays: Arrays, key: str, names: Sequence[str], color: tuple[float, ...]) -> None:
+    means = np.array([mean_and_spread(arrays[key][arrays["step"] == name])[0] for name in names])
+    axes.barh(np.arange(len(names)), np.nan_to_num(means), height=0.65, color=color)
+    for row, mean in enumerate(means):
+        text = f" {mean:,.0f}" if mean >= 10 else f" {mean:.2g}" if np.isfinite(mean) else " not recorded"
+        axes.text(np.nan_to_num(mean), row, text, va="center", fontsize=6)
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.18)
+    axes.grid(axis="y", visible=False)
+
+
+def _threads(cost: Cost) -> str:
+    return "" if not cost.threads else f", {cost.threads} thread{'s' if cost.threads > 1 else ''}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+per_class = FigureSpec(
+    "per_class", "IoU and contour F-score of every class", _collect_per_class, _plot_per_class
+)
+confusion = FigureSpec("confusion", "Confusion matrix", _collect_confusion, _plot_confusion)
+coverage = FigureSpec(
+    "coverage",
+    "How much of the head, the body and the background is right",
+    _collect_coverage,
+    _plot_coverage,
+)
+cost = FigureSpec("cost", "Time and memory of each stage", _collect_cost, _plot_cost)

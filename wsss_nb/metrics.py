@@ -1,0 +1,439 @@
+"""Region and contour accuracy of label maps: mIoU, contour F-score, and what part of an object was found.
+
+Pure functions count pixels of one image; the ``torchmetrics.Metric`` classes add the counts up over a
+split (and across processes) and turn the sums into scores.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = [
+    "VOID",
+    "ContourFScore",
+    "MeanIoU",
+    "PartCoverage",
+    "boundary",
+    "confusion_matrix",
+    "contour_f",
+    "contour_matches",
+    "contour_radius",
+    "coverage",
+]
+
+VOID = 255
+"""The id of pixels that belong to no class: unlabelled, or the ring VOC draws around objects."""
+
+LabelMap: TypeAlias = "np.ndarray | Tensor"
+Void: TypeAlias = Literal["background", "masked"]
+Average: TypeAlias = Literal["pooled", "image"]
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """One-pixel boundary of a binary mask.
+
+    b[y, x] = 1 where mask[y, x] differs from its right, its lower or its lower-right neighbour; the last
+    row and the last column compare along the edge only, the last corner is 0.
+
+    Args:
+        mask: (H, W), bool.
+
+    Returns:
+        (H, W), bool.
+
+    Example:
+        >>> boundary(np.array([[0, 0, 0], [0, 1, 1], [0, 1, 1]], bool)).astype(int).tolist()
+        [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    """
+    mask = np.asarray(mask, dtype=bool)
+    edge = np.zeros_like(mask)
+    inner = mask[:-1, :-1]
+    edge[:-1, :-1] = (inner != mask[:-1, 1:]) | (inner != mask[1:, :-1]) | (inner != mask[1:, 1:])
+    edge[-1:, :-1] = mask[-1:, :-1] != mask[-1:, 1:]
+    edge[:-1, -1:] = mask[:-1, -1:] != mask[1:, -1:]
+    return edge
+
+
+def contour_radius(height: int, width: int, tolerance: float = 0.008) -> int:
+    """Matching distance in pixels: ceil(tolerance * sqrt(H^2 + W^2)).
+
+    A tolerance of 1 or more is taken as a distance in pixels, as in the DAVIS evaluation.
+
+    Example:
+        >>> contour_radius(375, 500)
+        5
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance: expected a number above 0, got {tolerance!r}")
+    return math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(height, width))
+
+
+@lru_cache(maxsize=32)
+def _disk(radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets (dy, dx) with dy^2 + dx^2 <= radius^2."""
+    span = np.arange(-radius, radius + 1)
+    dy, dx = np.meshgrid(span, span, indexing="ij")
+    inside = dy**2 + dx**2 <= radius**2
+    return dy[inside], dx[inside]
+
+
+def contour_matches(
+    prediction: LabelMap,
+    target: LabelMap,
+    num_classes: int,
+    tolerance: float = 0.008,
+    void: Void = "background",
+) -> np.ndarray:
+    """Boundary pixels of one image, counted and matched per foreground class (Perazzi et al., CVPR 2016).
+
+    With B_g and B_p the boundaries (:func:`boundary`) of ``target == c`` and ``prediction == c`` and
+    D_r the dilation by a disk of radius r = :func:`contour_radius`, row c - 1 of the result is
+
+        |B_g and D_r(B_p)|,   |B_p and D_r(B_g)|,   |B_g|,   |B_p|.
+
+    Only classes that occur are looked at, and only pixels within r of a boundary are painted, which gives
+    the dilation to the pixel at a cost of (boundary length) x (disk area).
+
+    Args:
+        prediction: (H, W), class ids 0..num_classes-1.
+        target: (H, W), class ids or 255 = void.
+        num_classes: K, background included.
+        tolerance: matching distance as a fraction of the image diagonal; in pixels from 1 on.
+        void: "background": void pixels of ``target`` count as background, ``prediction`` stays as it is
+            (the variant behind the paper's tables; the void ring moves the true contour inwards).
+            "masked": void pixels are background in both maps.
+
+    Returns:
+        (K-1, 4), int64.
+
+    Raises:
+        ValueError: shapes, dtypes, class ids or options are not as above.
+
+    Example:
+        >>> target = np.zeros((20, 20), np.uint8); target[5:12, 5:12] = 1
+        >>> contour_matches(target, target, num_classes=2).tolist()
+        [[29, 29, 29, 29]]
+    """
+    if void not in get_args(Void):
+        raise ValueError(f"void: expected one of {get_args(Void)}, got {void!r}")
+    found, true = _numpy(prediction), _numpy(target)
+    _check_maps(found, true, num_classes)
+    if found.ndim != 2:
+        raise ValueError(f"prediction: expected (H, W), got {found.shape}")
+    height, width = found.shape
+    radius = contour_radius(height, width, tolerance)
+    if void == "masked":
+        found = np.where(true == VOID, 0, found)
+    # A frame of `radius` pixels around the map keeps every painted disk inside the array.
+    stride = width + 2 * radius
+    painted = np.zeros((height + 2 * radius) * stride, dtype=bool)
+    dy, dx = _disk(radius)
+    offsets = (dy * stride + dx).tolist()
+
+    def pixels(label_map: np.ndarray, label: int) -> np.ndarray:
+        flat = np.flatnonzero(boundary(label_map == label))
+        return flat + 2 * radius * (flat // width) + radius * (stride + 1)
+
+    def matched(points: np.ndarray, others: np.ndarray) -> int:
+        for offset in offsets:
+            painted[others + offset] = True
+        count = int(np.count_nonzero(painted[points]))
+        for offset in offsets:
+            painted[others + offset] = False
+        return count
+
+    matches = np.zeros((num_classes - 1, 4), dtype=np.int64)
+    occurs = _histogram(found, num_classes) + _histogram(true, num_classes) > 0
+    for label in (np.flatnonzero(occurs[1:]) + 1).tolist():
+        points, others = pixels(true, label), pixels(found, label)
+        row = (len(points), len(others))
+        if all(row):
+            matches[label - 1, :2] = matched(points, others), matched(others, points)
+        matches[label - 1, 2:] = row
+    return matches
+
+
+def contour_f(matches: LabelMap) -> Tensor:
+    """Contour F-score of match counts.
+
+    R = m_0 / m_2, P = m_1 / m_3, F = 2 P R / (P + R); F = 1 where neither map has a boundary, 0 where only
+    one has, or where nothing matches.
+
+    Args:
+        matches: (..., 4), counts as :func:`contour_matches` gives them, or sums of such counts.
+
+    Returns:
+        (...), float64 in [0, 1].
+
+    Example:
+        >>> contour_f(np.array([[8, 5, 10, 10], [0, 0, 0, 0]])).tolist()
+        [0.6153846153846154, 1.0]
+    """
+    counts = torch.as_tensor(matches).double()
+    if counts.ndim == 0 or counts.shape[-1] != 4:
+        raise ValueError(f"matches: expected (..., 4), got {tuple(counts.shape)}")
+    true_hit, found_hit, true, found = counts.unbind(-1)
+    recall, precision = true_hit / true.clamp(min=1), found_hit / found.clamp(min=1)
+    f = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where((true == 0) & (found == 0), torch.ones_like(f), f)
+
+
+def confusion_matrix(prediction: LabelMap, target: LabelMap, num_classes: int) -> Tensor:
+    """Pixel counts: entry (i, j) is the number of pixels of true class i predicted as j; 255 is left out.
+
+    Args:
+        prediction: (...), class ids 0..num_classes-1.
+        target: the same shape, class ids or 255.
+        num_classes: K, background included.
+
+    Returns:
+        (K, K), int64.
+
+    Raises:
+        ValueError: shapes, dtypes or class ids are not as above.
+
+    Example:
+        >>> confusion_matrix(np.array([[0, 1]]), np.array([[0, 0]]), 2).tolist()
+        [[1, 1], [0, 0]]
+    """
+    found, true = torch.as_tensor(prediction), torch.as_tensor(target)
+    _check_maps(found, true, num_classes)
+    valid = true != VOID
+    index = true[valid].long() * num_classes + found[valid].long()
+    return torch.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def coverage(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> dict[str, float]:
+    """Which parts of the objects a label map covers.
+
+    head = |{part = 2, prediction = mask}| / |{part = 2}|, body likewise with part = 1, and
+    background = |{mask = 0, prediction = 0}| / |{mask = 0}|; void pixels of ``mask`` do not count.
+
+    Args:
+        prediction: (H, W) or (B, H, W), class ids.
+        mask: the same shape, true class ids or 255.
+        part: the same shape, 0 background, 1 body, 2 head.
+
+    Returns:
+        Fractions ``head``, ``body``, ``background``; nan for a part that does not occur.
+
+    Raises:
+        ValueError: shapes differ or ``part`` holds other values.
+
+    Example:
+        >>> coverage(np.array([[1, 0, 0]]), np.array([[1, 1, 0]]), np.array([[2, 1, 0]]))
+        {'head': 1.0, 'body': 0.0, 'background': 1.0}
+    """
+    return _fractions(_part_counts(prediction, mask, part))
+
+
+class MeanIoU(Metric):
+    """Mean intersection over union of a whole split.
+
+    IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk) with one confusion matrix C pooled over all images, void
+    left out; mIoU = mean over the classes that occur in prediction or target.
+
+    Args:
+        num_classes: K, background included.
+
+    ``update(prediction, target)`` takes label maps of any equal shape (see :func:`confusion_matrix`).
+    ``compute()`` gives ``miou`` (float in [0, 1], nan without any pixel), ``iou`` (K, float64, nan where a
+    class is absent from both) and ``confusion`` (K, K, int64, rows = truth).
+
+    Example:
+        >>> metric = MeanIoU(num_classes=2); metric.update(np.array([[0, 1]]), np.array([[0, 0]]))
+        >>> metric.compute()["miou"]
+        0.25
+    """
+
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(**kwargs)
+        self.num_classes = _check_num_classes(num_classes)
+        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("confusion", zeros, dist_reduce_fx="sum")
+
+    def update(self, prediction: LabelMap, target: LabelMap) -> None:
+        """Add the pixels of one or more images."""
+        self.confusion += confusion_matrix(prediction, target, self.num_classes).to(self.confusion.device)
+
+    def compute(self) -> dict[str, Any]:
+        """Scores of everything added so far."""
+        counts = self.confusion.double()
+        hit = counts.diagonal()
+        iou = hit / (counts.sum(0) + counts.sum(1) - hit)  # 0 / 0 = nan: absent from both
+        return {"miou": iou.nanmean().item(), "iou": iou, "confusion": self.confusion.clone()}
+
+
+class ContourFScore(Metric):
+    """Contour F-score of a whole split.
+
+    Pooled (the paper): match counts are summed over the images per class, then F per class
+    (:func:`contour_f`), then the mean over the K - 1 foreground classes. Per image (DAVIS): F of every image
+    and class that occurs in it (in prediction or target), the mean over images, then over classes. Either
+    way a class that occurs nowhere has F = 1.
+
+    Args:
+        num_classes: K, background included.
+        void: "background" or "masked", see :func:`contour_matches`. Part of every reported score: on small
+            images the void ring alone can halve F.
+        tolerance: matching distance as a fraction of the diagonal.
+        average: "pooled" or "image".
+        present_only: mean over the classes that occur in the targets only, for data sets in which some of
+            the classes never occur (each of those would otherwise add F = 1, or 0 for a single false pixel).
+
+    ``update(prediction, target)`` takes one image (H, W) or several (B, H, W). ``compute()`` gives
+    ``contour_f`` (float in [0, 1]; nan if no class counts), ``f`` (K-1, float64) and ``matches`` (K-1, 4,
+    int64, summed).
+
+    Example:
+        >>> metric = ContourFScore(num_classes=2); maps = np.eye(8, dtype=np.uint8)
+        >>> metric.update(maps, maps); metric.compute()["contour_f"]
+        1.0
+    """
+
+    full_state_update = False
+    matches: Tensor
+    image_f: Tensor
+    image_count: Tensor
+    target_pixels: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        void: Void = "background",
+        tolerance: float = 0.008,
+        average: Average = "pooled",
+        present_only: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """See the class."""
+        super().__init__(**kwargs)
+        if void not in get_args(Void):
+            raise ValueError(f"void: expected one of {get_args(Void)}, got {void!r}")
+        if average not in get_args(Average):
+            raise ValueError(f"average: expected one of {get_args(Average)}, got {average!r}")
+        contour_radius(1, 1, tolerance)
+        self.num_classes = _check_num_classes(num_classes)
+        self.void: Void = void
+        self.tolerance = tolerance
+        self.average: Average = average
+        self.present_only = present_only
+        n = num_classes - 1
+        self.add_state("matches", torch.zeros(n, 4, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("image_f", torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("image_count", torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("target_pixels", torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: LabelMap, target: LabelMap) -> None:
+        """Add one image (H, W) or several (B, H, W)."""
+        found, true = _numpy(prediction), _numpy(target)
+        _check_maps(found, true, self.num_classes)
+        if found.ndim not in (2, 3):
+            raise ValueError(f"prediction: expected (H, W) or (B, H, W), got {found.shape}")
+        for one, other in zip(np.atleast_3d(found.T).T, np.atleast_3d(true.T).T, strict=True):
+            counts = contour_matches(one, other, self.num_classes, self.tolerance, self.void)
+            pixels = torch.from_numpy(_histogram(other, self.num_classes)[1:])
+            matches = torch.from_numpy(counts)
+            occurs = torch.from_numpy(_histogram(one, self.num_classes)[1:]) + pixels > 0
+            device = self.matches.device
+            self.matches += matches.to(device)
+            self.image_f += (contour_f(matches) * occurs).to(device)
+            self.image_count += occurs.to(device)
+            self.target_pixels += pixels.to(device)
+
+    def compute(self) -> dict[str, Any]:
+        """Scores of everything added so far."""
+        f = contour_f(self.matches)
+        if self.average == "image":
+            f = torch.where(self.image_count > 0, self.image_f / self.image_count, torch.ones_like(f))
+        counted = f[self.target_pixels > 0] if self.present_only else f
+        return {"contour_f": counted.mean().item(), "f": f, "matches": self.matches.clone()}
+
+
+class PartCoverage(Metric):
+    """:func:`coverage` pooled over a split: pixel counts are summed before the fractions are taken.
+
+    Example:
+        >>> metric = PartCoverage(); metric.update(np.array([[1]]), np.array([[1]]), np.array([[2]]))
+        >>> metric.compute()["head"]
+        1.0
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(**kwargs)
+        self.add_state("counts", torch.zeros(3, 2, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: LabelMap, mask: LabelMap, part: LabelMap) -> None:
+        """Add one or more images."""
+        self.counts += _part_counts(prediction, mask, part).to(self.counts.device)
+
+    def compute(self) -> dict[str, float]:
+        """Fractions ``head``, ``body``, ``background``."""
+        return _fractions(self.counts)
+
+
+def _numpy(label_map: LabelMap) -> np.ndarray:
+    return label_map.detach().cpu().numpy() if isinstance(label_map, Tensor) else np.asarray(label_map)
+
+
+def _histogram(label_map: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels per class, void left out."""
+    return np.bincount(label_map.ravel(), minlength=VOID + 1)[:num_classes]
+
+
+def _check_num_classes(num_classes: int) -> int:
+    if not 2 <= num_classes <= VOID:
+        raise ValueError(f"num_classes: expected 2..{VOID} (background included), got {num_classes!r}")
+    return num_classes
+
+
+def _check_maps(prediction: Any, target: Any, num_classes: int) -> None:
+    """The same checks for arrays and tensors; both have shape, dtype, any and reductions."""
+    _check_num_classes(num_classes)
+    if prediction.shape != target.shape:
+        shapes = f"{tuple(target.shape)}, got {tuple(prediction.shape)}"
+        raise ValueError(f"prediction: expected the shape of target {shapes}")
+    for name, label_map in (("prediction", prediction), ("target", target)):
+        if "int" not in str(label_map.dtype):
+            raise ValueError(f"{name}: expected integer class ids, got {label_map.dtype}")
+        wrong = (label_map < 0) | (label_map >= num_classes)
+        if name == "target":
+            wrong &= label_map != VOID
+        if wrong.any():
+            allowed = f"0..{num_classes - 1}" + (f" or {VOID}" if name == "target" else "")
+            raise ValueError(f"{name}: expected class ids {allowed}, got {int(label_map[wrong][0])}")
+
+
+def _part_counts(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> Tensor:
+    """Right and all pixels (3, 2) of head, body, background."""
+    found, true, parts = torch.as_tensor(prediction), torch.as_tensor(mask), torch.as_tensor(part)
+    for name, other in (("prediction", found), ("part", parts)):
+        if other.shape != true.shape:
+            raise ValueError(
+                f"{name}: expected the shape of mask {tuple(true.shape)}, got {tuple(other.shape)}"
+            )
+    if not torch.isin(parts, torch.tensor([0, 1, 2], device=parts.device)).all():
+        raise ValueError(f"part: expected 0, 1 or 2, got {parts.max().item()}")
+    right, valid = found == true, true != VOID
+    regions = (parts == 2) & valid, (parts == 1) & valid, true == 0
+    return torch.stack([torch.stack([(right & region).sum(), region.sum()]) for region in regions])
+
+
+def _fractions(counts: Tensor) -> dict[str, float]:
+    right, total = counts.double().unbind(1)
+    return dict(zip(("head", "body", "background"), (right / total).tolist(), strict=True))

@@ -1,0 +1,68 @@
+"""Stage 2: AffinityNet (Ahn and Kwak, CVPR 2018), features whose differences are pixel affinities."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_nb.models.backbone import Backbone
+from wsss_nb.models.network import BatchNormMode, Network, channels_last
+from wsss_nb.models.registry import create_backbone
+
+__all__ = ["AffinityNet", "create_affinity_net"]
+
+
+class AffinityNet(Network):
+    """f = elu(f9([elu(f8_3(conv4)), elu(f8_4(conv5)), elu(f8_5(conv6))])), all 1x1 without bias.
+
+    The affinity of pixels i and j is exp(-mean_c |f_ci - f_cj|), see ``wsss_nb.affinity``.
+    """
+
+    def __init__(self, backbone: Backbone, *, batch_norm: BatchNormMode = "frozen") -> None:
+        super().__init__(backbone, batch_norm=batch_norm)
+        channels, widths = backbone.channels, backbone.head_channels
+        self.f8_3 = nn.Conv2d(channels.conv4, widths.conv4, 1, bias=False)
+        self.f8_4 = nn.Conv2d(channels.conv5, widths.conv5, 1, bias=False)
+        self.f8_5 = nn.Conv2d(channels.conv6, widths.conv6, 1, bias=False)
+        self.num_features = sum(widths)
+        self.f9 = nn.Conv2d(self.num_features, self.num_features, 1, bias=False)
+        for layer in (self.f8_3, self.f8_4, self.f8_5):
+            nn.init.kaiming_normal_(layer.weight)
+        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+
+    def from_frozen(self, features: Tensor, images: Tensor | None = None) -> Tensor:
+        """Output of :meth:`frozen` -> affinity features (B, C, h, w); the images are not looked at."""
+        taps = self.taps(features)
+        size = taps.conv6.shape[2:]
+        conv4 = F.elu(self.f8_3(taps.conv4))
+        if conv4.shape[2:] != size:
+            conv4 = F.interpolate(conv4, size, mode="bilinear", align_corners=True)
+        parts = [conv4, F.elu(self.f8_4(taps.conv5)), F.elu(self.f8_5(taps.conv6))]
+        return F.elu(self.f9(torch.cat(parts, dim=1))).contiguous()
+
+    def forward(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Images -> affinity features (B, C, h, w), h = ceil(H / stride).
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            features: output of :meth:`frozen` where it is known; for wrappers that only see ``forward``.
+        """
+        return self.from_frozen(self.frozen(images) if features is None else features, images)
+
+
+def create_affinity_net(
+    backbone: str,
+    *,
+    output_stride: int | None = None,
+    pretrained: bool = True,
+    batch_norm: BatchNormMode = "frozen",
+) -> AffinityNet:
+    """Build the AffinityNet of stage 2; arguments as for ``create_cam_net``.
+
+    Example:
+        >>> create_affinity_net("tiny")(torch.rand(1, 3, 96, 96)).shape
+        torch.Size([1, 96, 24, 24])
+    """
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    return channels_last(AffinityNet(features, batch_norm=batch_norm))

@@ -1,0 +1,86 @@
+"""What every backbone offers: a frozen part, three tapped feature maps, and how it wants its images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Backbone", "Taps", "conv_norm"]
+
+T = TypeVar("T")
+
+
+class Taps(NamedTuple, Generic[T]):
+    """One value per tapped level: ``conv4`` and ``conv5`` for pixel affinities, ``conv6`` for classes."""
+
+    conv4: T
+    conv5: T
+    conv6: T
+
+
+class Backbone(nn.Module, ABC):
+    """A feature extractor in two parts, ``taps(frozen(x))``, for normalised images x of shape (B, 3, H, W).
+
+    Attributes:
+        channels: channels of the three taps.
+        head_channels: widths of the 1x1 layers that the networks put on the taps.
+        stride: pixels of the image per pixel of conv6; maps measure ceil(H / stride) x ceil(W / stride).
+        mean, std: normalisation of images in [0, 1], per RGB channel.
+        pretrained: whether the weights come from ImageNet.
+        freeze: whether :meth:`frozen` holds the part that is never trained; if not it returns its input.
+    """
+
+    channels: Taps[int]
+    head_channels: Taps[int] = Taps(64, 128, 256)
+    stride: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pretrained: bool = False
+    freeze: bool = True
+
+    def frozen_modules(self) -> Sequence[nn.Module]:
+        """The modules that :meth:`frozen` runs and that training must leave as they are."""
+        return ()
+
+    def frozen(self, images: Tensor) -> Tensor:
+        """The part that is never trained, so that its output may be cached; (B, 3, H, W) -> features."""
+        return images
+
+    @abstractmethod
+    def taps(self, features: Tensor) -> Taps[Tensor]:
+        """The trained part: features of :meth:`frozen` -> the three tapped maps."""
+
+    def forward(self, images: Tensor) -> Taps[Tensor]:
+        """``taps(frozen(images))``."""
+        return self.taps(self.frozen(images))
+
+
+def conv_norm(
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, padding: tuple[int, int] | None = None
+) -> Tensor:
+    """BatchNorm of a convolution, as one convolution where the statistics are fixed.
+
+    In eval mode BN(Wx) = (s W) x + (beta - s m) with s = gamma / sqrt(v + eps): folding the scale into the
+    weights saves a pass over the activations, forward and backward, and the memory to keep them. In
+    train mode it is ``norm(conv(x))``. Forward hooks on ``conv`` and ``norm`` do not fire in eval mode.
+
+    Args:
+        x: (B, C, H, W).
+        conv: convolution without bias.
+        norm: the BatchNorm that follows it.
+        padding: replaces ``conv.padding``.
+    """
+    pad = conv.padding if padding is None else padding
+    if norm.training:
+        y = F.conv2d(x, conv.weight, None, conv.stride, pad, conv.dilation, conv.groups)
+        return norm(y)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, pad, conv.dilation, conv.groups)

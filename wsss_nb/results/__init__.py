@@ -1,0 +1,22 @@
+"""A finished (or half-finished) run as typed objects: what figures and tables read.
+
+Only ``results.json`` and the files it names inside the run folder are touched, so a run copied from another
+machine reads the same. The images and masks are not part of a run; they come from the data set's folder.
+"""
+
+from wsss_nb.results.run import SYNTHETIC_NOTE, NotInRun, Run, find_run, load_run
+from wsss_nb.results.schema import CamResult, Cost, DataInfo, Results, Scores, StageResult
+
+__all__ = [
+    "SYNTHETIC_NOTE",
+    "CamResult",
+    "Cost",
+    "DataInfo",
+    "NotInRun",
+    "Results",
+    "Run",
+    "Scores",
+    "StageResult",
+    "find_run",
+    "load_run",
+]

@@ -1,0 +1,310 @@
+"""Feature similarity loss: Eq. 6-8. The sum over pixel pairs is in :mod:`wsss_nb._pairwise`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from wsss_nb._pairwise import MU_LIMIT, pairwise_form
+
+__all__ = [
+    "FeatureSimilarityLoss",
+    "Normalization",
+    "dissimilarity",
+    "feature_similarity_loss",
+    "similarity_weight",
+    "spatial_weight",
+]
+
+Normalization = Literal["pixels", "pairs"]
+
+
+def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
+    """Dissimilarity of two pixels' features (Section 3.3).
+
+    ``delta = |a - b|_1 / C``
+
+    Args:
+        a: features, (..., C); for RGB C = 3 and values in [0, 1].
+        b: features, broadcastable to ``a``.
+
+    Returns:
+        delta, (...), in [0, 1] for features in [0, 1]; 0 for equal pixels, 1 for black against white.
+
+    Raises:
+        ValueError: the last dimensions differ.
+
+    Example:
+        >>> dissimilarity(torch.tensor([0.2, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.5]))
+        tensor(0.1000)
+
+    Paper and release agree.
+    """
+    if a.shape[-1:] != b.shape[-1:]:
+        raise ValueError(f"b: expected (..., C) as in a = {tuple(a.shape)}, got {tuple(b.shape)}")
+    return (a - b).abs().mean(dim=-1)
+
+
+def similarity_weight(delta: Tensor, mu: float | Tensor) -> Tensor:
+    """Map a dissimilarity to an attraction (-1) or a repulsion (+1) (Eq. 8).
+
+    ``f = tanh(mu + log(delta / (1 - delta))) = (c delta^2 - (1 - delta)^2) / (c delta^2 + (1 - delta)^2)``
+    with ``c = exp(2 mu)``
+
+    The closed form needs no logarithm and is exact at delta = 0 and 1. f changes sign at
+    delta = 1 / (1 + exp(mu)); df/dmu = 1 - f^2.
+
+    Args:
+        delta: dissimilarity in [0, 1], any shape.
+        mu: bias; the larger, the smaller the differences that repel. 2.5 crosses over at delta = 0.076.
+
+    Returns:
+        f, in [-1, 1], the shape of ``delta``.
+
+    Example:
+        >>> similarity_weight(torch.tensor([0.0, 0.5, 1.0]), mu=0.0)
+        tensor([-1.,  0.,  1.])
+
+    The release adds 1e-5 to numerator and denominator of the logit, which the closed form makes unnecessary.
+    """
+    mu = torch.as_tensor(mu, dtype=delta.dtype, device=delta.device).clamp(-MU_LIMIT, MU_LIMIT)
+    far, near = torch.exp(mu) * delta.square(), torch.exp(-mu) * (1 - delta).square()
+    return (far - near) / (far + near)
+
+
+def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
+    """Gaussian neighbourhood of two pixels (Eq. 7).
+
+    ``w = (2 pi sigma^2)^-1 exp(-|p_i - p_j|^2 / (2 sigma^2))``
+
+    Args:
+        offsets: p_i - p_j, (..., 2), in pixels of the map (not of the image).
+        sigma: standard deviation in pixels of the map, positive.
+
+    Returns:
+        w, (...), sums to about one over the plane.
+
+    Raises:
+        ValueError: the last dimension is not 2.
+
+    Example:
+        >>> spatial_weight(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), sigma=5.0)
+        tensor([0.0064, 0.0039])
+
+    Paper and release agree.
+    """
+    if offsets.shape[-1:] != (2,):
+        raise ValueError(f"offsets: expected (..., 2), got {tuple(offsets.shape)}")
+    sigma = torch.as_tensor(sigma, dtype=offsets.dtype, device=offsets.device)
+    return torch.exp(-offsets.square().sum(dim=-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
+
+
+def feature_similarity_loss(
+    cam: Tensor,
+    image: Tensor,
+    mu: float | Tensor,
+    sigma: float | Tensor,
+    normalization: Normalization = "pixels",
+) -> Tensor:
+    """Feature similarity loss (Eq. 6): nearby pixels that look alike shall be classified alike.
+
+    ``L = -N sum_ij w_ij g_ij f_ij``, ``g = 1/2 |a_i - a_j|^2``, w of Eq. 7, f of Eq. 8, mean over the batch;
+    ``N = 1/(HW)`` for ``pixels``, ``N = (HW)^-2`` for ``pairs``
+
+    Gradients flow to ``cam``, and to ``mu`` and ``sigma`` where these are tensors that require them; all are
+    computed together with the value. The image is a constant. Second derivatives are not available.
+
+    Memory grows with HW, time with HW times the window: parts of the map that lie more than about 8 sigma
+    from each other (5.5 sigma in float32) are skipped. Their weights are below exp(-32), or exp(-15), times
+    the weight of direct neighbours, which is below what the dtype resolves once neighbours contribute at all.
+
+    Args:
+        cam: a, (B, K, H, W).
+        image: x, (B, C, h, w) with values in [0, 1], usually RGB; where it is larger than the map it is
+            resized to it (bilinear, align_corners).
+        mu: bias of Eq. 8; a number, or a tensor with one element.
+        sigma: standard deviation of Eq. 7 in pixels of the map; a positive number, or a tensor with one
+            element.
+        normalization: ``pixels`` keeps the loss comparable between map sizes; ``pairs`` is Eq. 6 to the
+            letter.
+
+    Returns:
+        Scalar, negative where differing neighbours are classified differently. It has the dtype of ``cam``,
+        or float32 for half-precision maps, which are computed in float32.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, an image smaller than the map or with values outside [0, 1],
+            ``mu`` not finite, ``sigma`` not positive and finite, unknown ``normalization``.
+
+    Example:
+        >>> cam, image = torch.eye(2).view(1, 2, 1, 2), torch.zeros(1, 3, 1, 2)
+        >>> feature_similarity_loss(cam, image, mu=2.5, sigma=1.0)
+        tensor(0.0965)
+
+    Paper: ``pairs``, mu and sigma learned. Release: 1/(HW) and g without the 1/2 (twice ``pixels``, 2 HW
+    times ``pairs``), mu = 2.5 and sigma = 5 fixed, and a guard in f that :func:`similarity_weight` does
+    without.
+    """
+    if cam.ndim != 4 or cam.numel() == 0 or not cam.is_floating_point():
+        raise ValueError(f"cam: expected floats (B, K, H, W), got {cam.dtype} {tuple(cam.shape)}")
+    _check_normalization(normalization)
+    B, _, H, W = cam.shape
+    image = _at_map_size(image, B, H, W)
+    mu, sigma = (
+        value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for value in (mu, sigma)
+    )
+    if mu.numel() != 1 or not math.isfinite(mu.item()):
+        raise ValueError(f"mu: expected one finite number, got {mu.tolist()}")
+    if sigma.numel() != 1 or not 0 < sigma.item() < math.inf:
+        raise ValueError(f"sigma: expected one positive number, got {sigma.tolist()}")
+    pairs = H * W if normalization == "pixels" else (H * W) ** 2
+    return _FeatureSimilarity.apply(cam, image, mu, sigma, -1.0 / (B * pairs))
+
+
+class FeatureSimilarityLoss(nn.Module):
+    """Feature similarity loss (Eq. 6) that holds mu and sigma, fixed or learned.
+
+    ``value = v0 + room tanh(raw / room)``, room = distance from the initial value v0 to the bound on raw's
+    side
+
+    Learned values start exactly at ``mu`` and ``sigma`` (raw = 0) with dvalue/draw = 1, so that a learning
+    rate acts in units of mu, or in pixels for sigma. They never leave ``mu_range`` and ``sigma_range``
+    (closed intervals) and never become NaN: gradients that are not finite are dropped. Weight decay pulls
+    them to their initial values. At the network's learning rate mu runs to its upper bound, where everything
+    counts as dissimilar: give ``parameters()`` of this module a smaller rate of their own.
+
+    Args:
+        mu: initial or fixed bias of Eq. 8.
+        sigma: initial or fixed standard deviation of Eq. 7, in pixels of the map.
+        learnable: learn mu and sigma (parameters ``raw_mu`` and ``raw_sigma``), or keep them.
+        normalization: as in :func:`feature_similarity_loss`.
+        mu_range: bounds of a learned mu; the default allows cross-overs from delta = 0.98 down to 0.0025.
+        sigma_range: bounds of a learned sigma, positive.
+
+    Raises:
+        ValueError: ``mu`` not finite, ``sigma`` or a bound of it not positive, unknown ``normalization``, or
+            an initial value to be learned from that is not strictly inside its range.
+
+    Example:
+        >>> loss = FeatureSimilarityLoss(learnable=True)
+        >>> loss.mu.item(), loss.sigma.item()
+        (2.5, 5.0)
+
+    Paper: learned, from initial values and with a parametrisation that it does not state. Release: fixed.
+    """
+
+    initial_mu: Tensor
+    initial_sigma: Tensor
+
+    def __init__(
+        self,
+        mu: float = 2.5,
+        sigma: float = 5.0,
+        learnable: bool = False,
+        normalization: Normalization = "pixels",
+        mu_range: tuple[float, float] = (-4.0, 6.0),
+        sigma_range: tuple[float, float] = (0.5, 20.0),
+    ) -> None:
+        super().__init__()
+        if not math.isfinite(mu):
+            raise ValueError(f"mu: expected one finite number, got {mu}")
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma: expected one positive number, got {sigma}")
+        if sigma_range[0] <= 0:
+            raise ValueError(f"sigma_range: expected positive bounds, got {sigma_range}")
+        for name, value, (low, high) in (("mu", mu, mu_range), ("sigma", sigma, sigma_range)):
+            if learnable and not low < value < high:
+                raise ValueError(f"{name}: expected {low} < {name} < {high} to be learned, got {value}")
+        _check_normalization(normalization)
+        self.learnable = learnable
+        self.normalization: Normalization = normalization
+        self.mu_range, self.sigma_range = mu_range, sigma_range
+        self.register_buffer("initial_mu", torch.tensor(float(mu)))
+        self.register_buffer("initial_sigma", torch.tensor(float(sigma)))
+        if learnable:
+            self.raw_mu = nn.Parameter(torch.zeros(()))
+            self.raw_sigma = nn.Parameter(torch.zeros(()))
+
+    @property
+    def mu(self) -> Tensor:
+        """Current mu, a scalar tensor; carries gradient if learnable."""
+        return _bounded(self.initial_mu, self.raw_mu, self.mu_range) if self.learnable else self.initial_mu
+
+    @property
+    def sigma(self) -> Tensor:
+        """Current sigma in pixels of the map, a scalar tensor; carries gradient if learnable."""
+        if not self.learnable:
+            return self.initial_sigma
+        return _bounded(self.initial_sigma, self.raw_sigma, self.sigma_range)
+
+    def forward(self, cam: Tensor, image: Tensor) -> Tensor:
+        """Loss of maps (B, K, H, W) with their images (B, 3, h, w), see :func:`feature_similarity_loss`."""
+        return feature_similarity_loss(cam, image, self.mu, self.sigma, self.normalization)
+
+    def extra_repr(self) -> str:
+        """Show the current values."""
+        kind = "learnable" if self.learnable else "fixed"
+        return f"mu={self.mu.item():.4g}, sigma={self.sigma.item():.4g}, {kind}, {self.normalization}"
+
+
+class _FeatureSimilarity(torch.autograd.Function):
+    """The scaled sum over pairs; saves its derivatives, which come with the value, and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, cam: Tensor, image: Tensor, mu: Tensor, sigma: Tensor, scale: float) -> Tensor:
+        dtype = torch.promote_types(cam.dtype, torch.float32)
+        with_scalars = any(ctx.needs_input_grad[2:4])
+        with torch.autocast(cam.device.type, enabled=False):
+            form = pairwise_form(
+                cam.to(dtype), image.to(cam.device, dtype), mu.item(), sigma.item(), with_scalars
+            )
+        ctx.save_for_backward(
+            (scale * form.d_cam).to(cam.dtype),
+            (scale * form.d_mu).to(mu).view_as(mu),
+            (scale * form.d_sigma).to(sigma).view_as(sigma),
+        )
+        return (scale * form.value).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        d_cam, d_mu, d_sigma = ctx.saved_tensors
+        return grad.to(d_cam) * d_cam, None, grad.to(d_mu) * d_mu, grad.to(d_sigma) * d_sigma, None
+
+
+def _bounded(initial: Tensor, raw: Tensor, bounds: tuple[float, float]) -> Tensor:
+    raw = torch.nan_to_num(raw, nan=0.0)
+    room = torch.where(raw >= 0, bounds[1] - initial, initial - bounds[0])
+    value = (initial + room * torch.tanh(raw / room)).clamp(*bounds)
+    if value.requires_grad:
+        value.register_hook(lambda grad: grad.nan_to_num(0.0, 0.0, 0.0))
+    return value
+
+
+def _check_normalization(normalization: str) -> None:
+    names = get_args(Normalization)
+    if normalization not in names:
+        raise ValueError(f"normalization: expected one of {', '.join(names)}, got {normalization!r}")
+
+
+def _at_map_size(image: Tensor, B: int, H: int, W: int) -> Tensor:
+    if image.ndim != 4 or image.shape[0] != B or image.numel() == 0 or not image.is_floating_point():
+        raise ValueError(
+            f"image: expected floats (B, 3, h, w), B = {B}, got {image.dtype} {tuple(image.shape)}"
+        )
+    low, high = (value.item() for value in torch.aminmax(image.detach()))
+    if not (low >= -1e-4 and high <= 1 + 1e-4):
+        raise ValueError(f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
+    h, w = image.shape[2:]
+    if (h, w) == (H, W):
+        return image
+    if h < H or w < W:
+        raise ValueError(f"image: expected at least the map's size {(H, W)}, got {(h, w)}")
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    return F.interpolate(image, size=(H, W), mode="bilinear", align_corners=True)

@@ -1,0 +1,167 @@
+"""Stage 2: CRF maps of the CAMs, AffinityNet on the pairs they are sure of, random walk to pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity, random_walk
+from wsss_nb.crf import CRFConfig, dense_crf
+from wsss_nb.data import VOCFolder, save_label_map
+from wsss_nb.errors import InputError
+from wsss_nb.files import atomic_path
+from wsss_nb.models import create_affinity_net
+from wsss_nb.pseudo_labels import add_background, parse_background_rule
+from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
+from wsss_nb.stages.loop import History, progress, train
+from wsss_nb.stages.steps import pick_device
+from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
+from wsss_nb.stages.weights import load_trained, start_from
+from wsss_nb.workers import in_order
+
+__all__ = [
+    "confident_labels",
+    "crf_config",
+    "crf_maps",
+    "load_affinitynet",
+    "load_cam_file",
+    "train_affinitynet",
+    "walk",
+    "write_pseudo_labels",
+]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file."""
+    try:
+        with np.load(path) as file:
+            return file["classes"], file["cam"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected a CAM file of stage 1, got {error}") from error
+
+
+def crf_config(config: CRFStageConfig) -> CRFConfig:
+    """The CRF's own parameter object."""
+    return CRFConfig(**config.model_dump())
+
+
+def _scores(cam: np.ndarray, alpha: float) -> np.ndarray:
+    rule = parse_background_rule(f"power:{alpha}")
+    return add_background(torch.from_numpy(cam), rule).numpy()
+
+
+def _both_crf_maps(image: np.ndarray, cam: np.ndarray, alphas: tuple[float, float], config: CRFConfig) -> list[np.ndarray]:
+    return [dense_crf(image, _scores(cam, alpha), config=config).astype(np.float16) for alpha in alphas]
+
+
+def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path, workers: int) -> None:
+    """Dense CRF on every CAM twice, with the background amplified and weakened: ``out/NAME.npz``.
+
+    Background (1 - max)^alpha with ``alpha_amplified`` (2 in the paper) and ``alpha_weakened`` (4). Runs in worker
+    processes; files that exist are kept. Each file holds ``classes`` (0 first), ``amplified`` and ``weakened``
+    (n + 1, H, W) float16.
+    """
+    todo = [name for name in folder.names if not (out / f"{name}.npz").exists()]
+    alphas = (config.alpha_amplified, config.alpha_weakened)
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for name in todo:
+            yield folder.image(name), load_cam_file(cams / f"{name}.npz")[1], alphas, crf_config(config.crf)
+
+    results = in_order(_both_crf_maps, jobs(), workers)
+    for name, (amplified, weakened) in progress(zip(todo, results, strict=True), "CRF", len(todo)):
+        classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])
+        with atomic_path(out / f"{name}.npz") as temporary:
+            np.savez_compressed(temporary, classes=classes, amplified=amplified, weakened=weakened)
+
+
+def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:
+    """Labels AffinityNet learns from, (h, w) int64 with 255 = unsure, out of the two CRF maps averaged to ``size``.
+
+    Foreground where the map with amplified background still says foreground, background where the one with
+    weakened background still says background.
+    """
+    with np.load(path) as file:
+        classes = torch.from_numpy(file["classes"]).long()
+        maps = [torch.from_numpy(file[key].astype(np.float32)) for key in ("amplified", "weakened")]
+    amplified, weakened = (classes[F.adaptive_avg_pool2d(value, size).argmax(0)] for value in maps)
+    unsure = torch.full_like(amplified, 255)
+    return torch.where(amplified > 0, amplified, torch.where(weakened == 0, 0, unsure))
+
+
+def _build(backbone: str, seed: int, weights: Path | None) -> Any:
+    torch.manual_seed(seed)
+    net = create_affinity_net(backbone)
+    if weights is not None:
+        start_from(net, weights)
+    return net.to(pick_device())
+
+
+def train_affinitynet(
+    folder: VOCFolder,
+    backbone: str,
+    config: AffinityNetConfig,
+    seed: int,
+    crf: Path,
+    out: Path,
+    weights: Path | None = None,
+    on_epoch: Callable[[History], None] | None = None,
+) -> History:
+    """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
+    net = _build(backbone, seed, weights)
+    device = pick_device()
+    loader = CachedViews(
+        folder, net, config.views, config.batch_size, precision=config.precision,
+        target=lambda name, size: confident_labels(crf / f"{name}.npz", size),
+    )  # fmt: skip
+
+    def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        with training_precision(device, config.precision):
+            features = net.from_frozen(batch.features, batch.images).float()
+        labels = affinity_labels(batch.target, radius=config.radius)
+        return {"affinity": affinity_loss(pair_affinity(features, radius=config.radius), labels)}
+
+    return train(
+        nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
+        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="AffinityNet",
+    )  # fmt: skip
+
+
+def load_affinitynet(backbone: str, checkpoint: Path) -> Any:
+    """The trained AffinityNet, in eval mode."""
+    net = _build(backbone, 0, None)
+    return load_trained(net, checkpoint)
+
+
+@torch.inference_mode()
+def walk(net: Any, image: np.ndarray, cam: np.ndarray, config: AffinityNetConfig) -> Tensor:
+    """Random walk of the CAM with background (1 - max)^alpha_walk: scores (n + 1, H, W) at image size.
+
+    The CAM is averaged to the network's map, propagated by T^(2^log_t) and resized back (bilinear).
+    """
+    tensor = image_tensor(image)[None].to(next(net.parameters()).device)
+    with training_precision(tensor.device, config.precision):
+        features = net.from_frozen(net.frozen(tensor), tensor).float()
+    scores = torch.from_numpy(_scores(cam, config.alpha_walk)).to(tensor.device)
+    scores = F.adaptive_avg_pool2d(scores, features.shape[-2:])
+    affinity = pair_affinity(features, radius=config.radius)[0]
+    walked = random_walk(scores, affinity, beta=config.beta, log_t=config.log_t)
+    return F.interpolate(walked[None], tensor.shape[-2:], mode="bilinear", align_corners=False)[0]
+
+
+def write_pseudo_labels(net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path) -> None:
+    """Random walk on every image of the split, argmax, ``out/NAME.png``; files that exist are kept."""
+    for name in progress(folder.names, f"random walk {folder.split}"):
+        if (out / f"{name}.png").exists():
+            continue
+        classes, cam = load_cam_file(cams / f"{name}.npz")
+        best = walk(net, folder.image(name), cam, config).argmax(0).cpu().numpy()
+        save_label_map(out / f"{name}.png", np.concatenate([[0], classes])[best].astype(np.uint8))

@@ -1,0 +1,138 @@
+"""What each stage can be told, as frozen typed objects; the defaults are those of the paper."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from wsss_nb.config import Config
+from wsss_nb.pseudo_labels import parse_background_rule
+
+__all__ = [
+    "AffinityNetConfig",
+    "CRFStageConfig",
+    "CamConfig",
+    "DeepLabConfig",
+    "InferenceConfig",
+    "OptimizerConfig",
+    "ViewsConfig",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Size = tuple[Count, Count]
+
+
+class OptimizerConfig(Config):
+    """SGD with polynomial decay: lr(t) = learning_rate * (1 - t / max)^power, risen to linearly over ``warmup``.
+
+    Parameter groups are multiplied: pretrained weights x1, pretrained biases x2 (no decay), new weights
+    x ``head_multiplier``, new biases x 2 ``head_multiplier`` (no decay). The release's momentum is
+    0.0005 by an argument in the wrong slot; set ``momentum`` to it for the letter of the release.
+    """
+
+    learning_rate: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    power: Positive = 0.9
+    head_multiplier: Positive = 10.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps; 0 in the paper")
+
+
+class ViewsConfig(Config):
+    """Which views of an image a network is trained on.
+
+    With ``cached`` every image is resized to each of ``sizes`` (rows, columns), also mirrored with ``flip``, and the
+    network's frozen part is computed once for all of training. Otherwise each epoch sees fresh augmentations:
+    long side drawn from ``long_side``, flip, colour ``jitter``, random crop of ``crop`` pixels.
+    """
+
+    cached: bool = False
+    sizes: tuple[Size, ...] = ((448, 448),)
+    flip: bool = True
+    crop: Count = 448
+    long_side: tuple[Count, Count] = (448, 768)
+    jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] | None = (0.3, 0.3, 0.3, 0.1)
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+
+
+class CamConfig(Config):
+    """Stage 1, the CAM network (REFERENCE: Eq. 1-8 and the siamese terms)."""
+
+    method: Literal["paper", "seam"] = "paper"
+    epochs: Count = 8
+    batch_size: Count = 8
+    optimizer: OptimizerConfig = OptimizerConfig()
+    views: ViewsConfig = ViewsConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    pooling: Literal["max", "average"] = "max"
+    weight: Fraction = Field(1.0, description="lambda of Eq. 5: weight of the sampling term")
+    num_samples: Count | None = Field(1, description="draws per class; None = exact expectation")
+    sample_background: bool = True
+    similarity_weight: NonNegative = 0.5
+    mu: Annotated[float, Field(ge=-2, le=6)] = 2.5
+    sigma: Annotated[float, Field(ge=0.5, le=20)] = 5.0
+    learn_similarity: bool = False
+    similarity_learning_rate: Positive = Field(0.1, description="rate of mu and sigma as a multiple of learning_rate")
+    siamese: bool = True
+    siamese_scale: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+class InferenceConfig(Config):
+    """Multi-scale inference with flips, and the rule that makes label maps of the CAMs."""
+
+    scales: tuple[Positive, ...] = (0.5, 1.0, 1.5, 2.0)
+    flip: bool = True
+    max_normalize: bool = True
+    background: str = "complement"
+
+    @field_validator("background")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        parse_background_rule(value)
+        return value
+
+
+class CRFStageConfig(Config):
+    """Dense CRF parameters, widths in pixels (sxy) and grey levels (srgb)."""
+
+    iterations: Annotated[int, Field(ge=0, le=100)] = 10
+    bilateral_sxy: Positive = 80
+    bilateral_srgb: Positive = 13
+    bilateral_compat: NonNegative = 10
+    gaussian_sxy: Positive = 3
+    gaussian_compat: NonNegative = 3
+
+
+class AffinityNetConfig(Config):
+    """Stage 2: CRF maps of the CAMs, AffinityNet on their confident pairs, random walk."""
+
+    epochs: Count = 8
+    batch_size: Count = 8
+    optimizer: OptimizerConfig = OptimizerConfig()
+    views: ViewsConfig = ViewsConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    crf: CRFStageConfig = CRFStageConfig()
+    alpha_amplified: Positive = 2.0
+    alpha_weakened: Positive = 4.0
+    alpha_walk: Positive = 6.0
+    radius: Annotated[int, Field(ge=2, le=10)] = 5
+    beta: Positive = 8.0
+    log_t: Annotated[int, Field(ge=0, le=12)] = 6
+
+
+class DeepLabConfig(Config):
+    """Stage 3: DeepLab-v1 on the pseudo-labels, dense CRF at test."""
+
+    epochs: Count = 20
+    batch_size: Count = 10
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=0.001)
+    views: ViewsConfig = ViewsConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    flip: bool = True
+    crf: CRFStageConfig | None = CRFStageConfig(iterations=1, bilateral_sxy=32)

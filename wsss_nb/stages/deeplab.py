@@ -1,0 +1,115 @@
+"""Stage 3: DeepLab-v1 on the pseudo-labels; multi-scale inference and dense CRF at test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_nb.crf import CRFConfig, dense_crf
+from wsss_nb.data import VOCFolder, read_label_map, save_label_map
+from wsss_nb.models import create_deeplab
+from wsss_nb.stages.affinitynet import crf_config
+from wsss_nb.stages.config import DeepLabConfig
+from wsss_nb.stages.loop import History, progress, train
+from wsss_nb.stages.steps import pick_device
+from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
+from wsss_nb.stages.weights import load_trained, start_from
+from wsss_nb.workers import in_order
+
+__all__ = ["load_deeplab", "predict", "train_deeplab", "write_predictions"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def _build(backbone: str, num_classes: int, seed: int, weights: Path | None) -> Any:
+    torch.manual_seed(seed)
+    net = create_deeplab(backbone, num_classes)
+    if weights is not None:
+        start_from(net, weights)
+    return net.to(pick_device())
+
+
+def train_deeplab(
+    folder: VOCFolder,
+    backbone: str,
+    config: DeepLabConfig,
+    seed: int,
+    pseudo_labels: Path,
+    out: Path,
+    weights: Path | None = None,
+    on_epoch: Callable[[History], None] | None = None,
+) -> History:
+    """Cross-entropy (255 ignored) between the upsampled logits and ``pseudo_labels/NAME.png``."""
+    net = _build(backbone, folder.num_classes, seed, weights)
+    device = pick_device()
+
+    def target(name: str, size: tuple[int, int]) -> Tensor:
+        labels = torch.from_numpy(read_label_map(pseudo_labels / f"{name}.png").astype(np.float32))
+        return F.interpolate(labels[None, None], size, mode="nearest")[0, 0].long()
+
+    loader = CachedViews(
+        folder, net, config.views, config.batch_size, precision=config.precision, target=target, target_size="image"
+    )
+
+    def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        with training_precision(device, config.precision):
+            logits = net.from_frozen(batch.features, batch.images).float()
+        logits = F.interpolate(logits, batch.target.shape[-2:], mode="bilinear", align_corners=True)
+        return {"segmentation": F.cross_entropy(logits, batch.target, ignore_index=255)}
+
+    return train(
+        nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
+        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="DeepLab",
+    )  # fmt: skip
+
+
+def load_deeplab(backbone: str, num_classes: int, checkpoint: Path) -> Any:
+    """The trained DeepLab, in eval mode."""
+    net = _build(backbone, num_classes, 0, None)
+    return load_trained(net, checkpoint)
+
+
+@torch.inference_mode()
+def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
+    """Class probabilities float32 (K, H, W): softmax of the logits averaged over scales and flips."""
+    tensor = image_tensor(image)[None].to(next(net.parameters()).device)
+    size = tensor.shape[-2:]
+    views = []
+    with training_precision(tensor.device, config.precision):
+        for scale in config.scales:
+            wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
+            scaled = tensor if scale == 1 else F.interpolate(tensor, wanted, mode="bilinear", align_corners=False)
+            for mirrored in (False, True) if config.flip else (False,):
+                logits = net(scaled.flip(-1) if mirrored else scaled).float()
+                logits = logits.flip(-1) if mirrored else logits
+                views.append(F.interpolate(logits, size, mode="bilinear", align_corners=True)[0])
+    return torch.stack(views).mean(0).softmax(0).cpu().numpy()
+
+
+def _labelled(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig | None) -> np.ndarray:
+    refined = probabilities if config is None else dense_crf(image, probabilities, config=config)
+    return refined.argmax(0).astype(np.uint8)
+
+
+def write_predictions(net: Any, folder: VOCFolder, config: DeepLabConfig, out: Path, workers: int) -> None:
+    """Label maps of the split, ``out/NAME.png``, with the CRF in worker processes; files that exist are kept.
+
+    No image-level labels are used: this is the final segmentation.
+    """
+    todo = [name for name in folder.names if not (out / f"{name}.png").exists()]
+    crf = None if config.crf is None else crf_config(config.crf)
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for name in todo:
+            image = folder.image(name)
+            yield image, predict(net, image, config), crf
+
+    results = in_order(_labelled, jobs(), workers)
+    for name, labels in progress(zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)):
+        save_label_map(out / f"{name}.png", labels)

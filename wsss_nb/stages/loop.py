@@ -1,0 +1,183 @@
+"""The one training loop that all three stages share: SGD with polynomial decay, resumable at every epoch."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from wsss_nb.errors import InputError
+from wsss_nb.files import atomic_path
+from wsss_nb.stages.config import OptimizerConfig
+
+__all__ = ["History", "Loader", "TrainingError", "epoch_seed", "progress", "train"]
+
+History = list[dict[str, float]]
+Objective = Callable[[Any, torch.Generator], dict[str, Tensor]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (the loss is not finite); the last good checkpoint is kept."""
+
+
+class Loader(Protocol):
+    """Batches of one epoch, a pure function of its seed."""
+
+    steps: int
+
+    def epoch(self, seed: int) -> Iterator[Any]:
+        """Yield ``steps`` batches; the same seed gives the same batches."""
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch's draws, so that an epoch can be repeated without its predecessors."""
+    return (seed * 1_000_003 + epoch * 7_919 + 17) % (2**31)
+
+
+def progress(items: Any, description: str, total: int | None = None) -> Any:
+    """A progress bar at a terminal or in Jupyter, nothing when headless (steps print their own lines)."""
+    shown = not os.environ.get("WSSS_NB_HEADLESS") and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(items, desc=description, total=total, disable=not shown, leave=False)
+
+
+def _optimizer(
+    groups: Mapping[str, list[nn.Parameter]], config: OptimizerConfig, extra: list[dict[str, Any]]
+) -> torch.optim.SGD:
+    rate, head = config.learning_rate, config.learning_rate * config.head_multiplier
+    settings = {
+        "pretrained_weights": (rate, config.weight_decay),
+        "pretrained_biases": (2 * rate, 0.0),
+        "new_weights": (head, config.weight_decay),
+        "new_biases": (2 * head, 0.0),
+    }
+    parameters = [
+        {"params": groups[name], "lr": lr, "weight_decay": decay}
+        for name, (lr, decay) in settings.items()
+        if groups.get(name)
+    ]
+    return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.momentum)
+
+
+def _schedule(step: int, total: int, config: OptimizerConfig) -> float:
+    rise = min(1.0, (step + 1) / (config.warmup * total)) if config.warmup else 1.0
+    return rise * (1 - step / total) ** config.power
+
+
+def _load(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.SGD) -> tuple[int, History]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["epoch"]), list(state["history"])
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: expected a checkpoint of this model, got {type(error).__name__}: {str(error).splitlines()[0]}; "
+            "remove it to train from the start"
+        ) from error
+
+
+def train(
+    modules: nn.ModuleDict,
+    loader: Loader,
+    objective: Objective,
+    *,
+    groups: Mapping[str, list[nn.Parameter]],
+    config: OptimizerConfig,
+    epochs: int,
+    seed: int,
+    checkpoint: Path,
+    extra_groups: list[dict[str, Any]] | None = None,
+    record: Callable[[], dict[str, float]] = dict,
+    on_epoch: Callable[[History], None] | None = None,
+    description: str = "training",
+    interval: float = 30.0,
+) -> History:
+    """Minimise the sum of ``objective``'s losses; lr(t) = lr_0 (1 - t / max)^power with t in steps.
+
+    Every epoch draws its randomness from ``epoch_seed(seed, epoch)`` alone and ends in a checkpoint
+    (modules, optimiser, epoch, history), written atomically. So a killed run, started again, ends with
+    the same weights on a CPU as an undisturbed one.
+
+    Args:
+        modules: everything trained, under stable names.
+        loader: batches of an epoch from a seed.
+        objective: batch, generator -> named losses (scalars), already weighted.
+        groups: parameters by ``pretrained_weights``, ``pretrained_biases``, ``new_weights``, ``new_biases``.
+        extra_groups: further groups in torch.optim's form, decayed by the same schedule.
+        record: values to log once an epoch beside the losses (mu and sigma, say).
+        on_epoch: called with the history after each epoch (live plots).
+        interval: seconds between plain lines when there is no terminal.
+
+    Returns:
+        One row an epoch: mean of each loss, ``epoch``, ``step``, ``seconds`` and what ``record`` gives.
+
+    Raises:
+        TrainingError: a loss is not finite.
+        InputError: the checkpoint found does not fit.
+    """
+    optimizer = _optimizer(groups, config, extra_groups or [])
+    initial = [group["lr"] for group in optimizer.param_groups]
+    total = epochs * loader.steps
+    start, history = 0, []
+    if checkpoint.exists():
+        start, history = _load(checkpoint, modules, optimizer)
+        if start < epochs:
+            print(f"{description}: resumes from epoch {start} of {epochs} ({checkpoint.name})", flush=True)
+    last_line = time.monotonic()
+    for epoch in range(start, epochs):
+        begun = time.monotonic()
+        torch.manual_seed(epoch_seed(seed, epoch))
+        device = next(modules.parameters()).device
+        generator = torch.Generator(device).manual_seed(epoch_seed(seed, epoch))
+        modules.train()
+        sums: dict[str, float] = {}
+        batches = progress(
+            loader.epoch(epoch_seed(seed, epoch)), f"{description} {epoch + 1}/{epochs}", loader.steps
+        )
+        for index, batch in enumerate(batches):
+            step = epoch * loader.steps + index
+            factor = _schedule(step, total, config)
+            for group, rate in zip(optimizer.param_groups, initial, strict=True):
+                group["lr"] = rate * factor
+            losses = objective(batch, generator)
+            loss = torch.stack(list(losses.values())).sum()
+            if not math.isfinite(loss.item()):
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                raise TrainingError(
+                    f"{description}: the loss is not finite at epoch {epoch + 1}, step {step} ({values}); "
+                    f"the checkpoint of epoch {epoch} is kept, try a smaller learning_rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+        means = {name: value / loader.steps for name, value in sums.items()}
+        seconds = time.monotonic() - begun
+        history.append(
+            {"epoch": epoch + 1, "step": (epoch + 1) * loader.steps, **means, **record(), "seconds": seconds}
+        )
+        with atomic_path(checkpoint) as temporary:
+            state = {
+                "modules": modules.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch + 1,
+                "history": history,
+            }
+            torch.save(state, temporary)
+        if on_epoch is not None:
+            on_epoch(history)
+        if time.monotonic() - last_line > interval:
+            last_line = time.monotonic()
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            print(f"{description}: epoch {epoch + 1}/{epochs}: {shown}", flush=True)
+    modules.eval()
+    return history

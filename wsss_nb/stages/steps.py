@@ -1,0 +1,103 @@
+"""A step of a run: a folder that knows what it was made from, skips itself, and says what it cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsss_nb.errors import InputError
+from wsss_nb.files import read_json, write_json
+
+__all__ = ["cost_of", "pick_device", "run_step", "step_key"]
+
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+
+
+def step_key(inputs: dict[str, Any]) -> str:
+    """SHA-256 of a step's inputs (configuration, keys of the steps before it, code version)."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def pick_device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _peak_memory_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # not Linux, or not allowed: the peak is then that of the whole process
+
+
+def cost_of(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """Call ``work`` and return its result with seconds, peak memory (MB), device and threads."""
+    _reset_peak_memory()
+    begun = time.monotonic()
+    result = work()
+    return result, {
+        "seconds": round(time.monotonic() - begun, 3),
+        "peak_memory_mb": round(_peak_memory_mb(), 1),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Do ``work(folder)`` unless the folder already holds its result for the same inputs.
+
+    ``started.json`` carries the key while the step is under way: the same key resumes what is there, another
+    key clears the folder first. ``manifest.json`` appears last, so its presence means that all is there.
+
+    Returns:
+        The manifest: ``key``, ``inputs``, ``result`` (what ``work`` returned) and ``cost``. The cost of a resumed step
+        adds up its parts (the seconds of a part that was killed count up to its last recorded epoch only).
+
+    Raises:
+        InputError: the folder holds files of somebody else and would have to be cleared.
+    """
+    key = step_key(inputs)
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        known: dict[str, Any] = read_json(manifest)
+        if known.get("key") == key:
+            return known
+    started = folder / STARTED
+    if folder.exists() and any(folder.iterdir()):
+        ours = manifest.exists() or started.exists()
+        if not ours:
+            raise InputError(f"{folder}: expected an empty folder or an earlier result of this step, got other files")
+        if not started.exists() or read_json(started).get("key") != key:
+            shutil.rmtree(folder)
+    if not started.exists():
+        write_json(started, {"key": key})
+    manifest.unlink(missing_ok=True)
+    result, cost = cost_of(lambda: work(folder))
+    value = {"key": key, "inputs": inputs, "result": result, "cost": cost}
+    write_json(manifest, value)
+    started.unlink()
+    return value

@@ -1,0 +1,88 @@
+"""Tables 1 and 2 of the paper beside this run's numbers, the sweep over lambda, and the cost.
+
+A cell that was not run is empty. The paper's numbers stand in columns of their own and never fill a gap.
+All scores are percent; a difference is this run minus the paper.
+
+    >>> from wsss_nb.results import load_run
+    >>> from wsss_nb.tables import table_1
+    >>> print(table_1(load_run("runs/quick")).to_markdown())  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsss_nb.errors import InputError
+from wsss_nb.files import atomic_path, sha256_file, write_json
+from wsss_nb.results import Run
+from wsss_nb.tables.content import table_1, table_2, table_cost, table_sweep
+from wsss_nb.tables.layout import Column, Table
+
+__all__ = [
+    "TABLES",
+    "Column",
+    "Table",
+    "make_table",
+    "save_table",
+    "table_1",
+    "table_2",
+    "table_cost",
+    "table_sweep",
+]
+
+_SUFFIXES = ("csv", "md", "tex", "json")
+
+TABLES: dict[str, Callable[[Run], Table]] = {
+    "table_1": table_1,
+    "table_2": table_2,
+    "table_sweep": table_sweep,
+    "table_cost": table_cost,
+}
+"""Every table by name, in the order of notebook 08."""
+
+
+def save_table(table: Table, folder: str | Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
+    """Write a table as CSV, Markdown and LaTeX with a manifest; the manifest comes last.
+
+    Returns:
+        The files by suffix: csv, md, tex, json.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    paths = {suffix: folder / f"{table.name}.{suffix}" for suffix in _SUFFIXES}
+    paths["json"].unlink(missing_ok=True)
+    texts = {"csv": table.to_csv(), "md": table.to_markdown(), "tex": table.to_latex()}
+    for suffix, text in texts.items():
+        with atomic_path(paths[suffix]) as temporary:
+            temporary.write_bytes(text.encode())
+    facts = {
+        **manifest,
+        "name": table.name,
+        "title": table.caption,
+        "shows_images": False,
+        "note": table.note,
+        "protocol": " ".join(table.notes),
+        "files": {paths[suffix].name: sha256_file(paths[suffix]) for suffix in texts},
+    }
+    write_json(paths["json"], facts)
+    return paths
+
+
+def make_table(name: str, run: Run, folder: str | Path, manifest: Mapping[str, Any]) -> Table:
+    """Make a table of the registry and save it; files of an earlier one are removed first.
+
+    Raises:
+        NotInRun: the run does not hold what the table shows.
+        InputError: the folder is not writable, or the name is unknown.
+    """
+    if name not in TABLES:
+        raise InputError(f"table: expected one of {', '.join(TABLES)}, got {name!r}")
+    for suffix in _SUFFIXES:
+        (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
+    table = TABLES[name](run)
+    save_table(table, folder, manifest)
+    return table

@@ -1,0 +1,78 @@
+"""Explorers for Jupyter: pure functions that draw (`render_*`), and thin ipywidgets shells over them.
+
+Example:
+    >>> from wsss_nb.widgets import SimilarityExplorer
+    >>> SimilarityExplorer("coffee")
+"""
+
+from __future__ import annotations
+
+from wsss_nb.widgets.canvas import Canvas, Picture
+from wsss_nb.widgets.compute import (
+    Descent,
+    activation,
+    class_logits,
+    cross_over,
+    descend,
+    loss_gradient,
+    photo_logits,
+    score_map,
+    similarity_field,
+    snap_example,
+    to_tensor,
+)
+from wsss_nb.widgets.explorers import (
+    CamExplorer,
+    Explorer,
+    SamplingExample,
+    SamplingExplorer,
+    SimilarityExplorer,
+    imitated_example,
+)
+from wsss_nb.widgets.lessons import FishBatch, cams, draw_fish, score_cams, train_in_seconds
+from wsss_nb.widgets.maps import boundary, color_labels, color_signed, color_unit, draw_boundary, overlay
+from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
+from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
+
+__all__ = [
+    "PHOTOS",
+    "CamExplorer",
+    "Canvas",
+    "Descent",
+    "Explorer",
+    "FishBatch",
+    "Panel",
+    "Photo",
+    "Picture",
+    "SamplingExample",
+    "SamplingExplorer",
+    "SimilarityExplorer",
+    "activation",
+    "boundary",
+    "cams",
+    "class_logits",
+    "class_name",
+    "color_labels",
+    "color_signed",
+    "color_unit",
+    "cross_over",
+    "descend",
+    "draw_boundary",
+    "draw_fish",
+    "imitated_example",
+    "load_photo",
+    "loss_gradient",
+    "overlay",
+    "photo_logits",
+    "read_photo",
+    "render_cam",
+    "render_panels",
+    "render_sampling",
+    "render_similarity",
+    "score_cams",
+    "score_map",
+    "similarity_field",
+    "snap_example",
+    "to_tensor",
+    "train_in_seconds",
+]

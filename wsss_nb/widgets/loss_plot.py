@@ -1,0 +1,61 @@
+"""A loss curve that grows while a stage trains."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import matplotlib.pyplot as plt
+from IPython.display import Image as Picture
+from IPython.display import display
+from ipywidgets import Image
+
+from wsss_nb.stages.loop import History
+
+__all__ = ["LossPlot", "render_history"]
+
+_NOT_LOSSES = {"epoch", "step", "seconds", "mu", "sigma"}
+
+
+def render_history(history: History, title: str = "") -> bytes:
+    """PNG of every loss against the epoch; the axes start at zero where no loss is negative."""
+    figure, axis = plt.subplots(figsize=(5, 2.4), dpi=100)
+    epochs = [row["epoch"] for row in history]
+    for name in [key for key in history[-1] if key not in _NOT_LOSSES]:
+        axis.plot(epochs, [row[name] for row in history], marker="o", markersize=3, label=name)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("loss (weighted)")
+    axis.set_title(title, fontsize=10)
+    if axis.get_ylim()[0] > 0:
+        axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+class LossPlot:
+    """Callable for ``on_epoch``: redraws one persistent image after each epoch; none when headless.
+
+    :meth:`show` ends it and leaves a static picture, also of a training that was done before.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        self.title = title
+        self.image = Image(format="png", alt=f"loss curves of {title}")
+        self._shown = bool(os.environ.get("WSSS_NB_HEADLESS"))
+
+    def __call__(self, history: History) -> None:
+        """Draw ``history``."""
+        self.image.value = render_history(history, self.title)
+        if not self._shown:
+            self._shown = True
+            display(self.image)
+
+    def show(self, history: History) -> None:
+        """Leave a static picture of ``history`` in the notebook, for readers and headless runs."""
+        self.image.close()
+        display(Picture(render_history(history, self.title), alt=f"loss curves of {self.title}"))

@@ -1,0 +1,145 @@
+"""Photographs that come with scikit-image, with hand-drawn outlines, for lessons without any download."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import skimage.data
+from PIL import Image, ImageDraw, ImageOps
+
+from wsss_nb.errors import InputError
+
+__all__ = ["CLASS_NAMES", "PHOTOS", "Photo", "class_name", "load_photo", "read_photo"]
+
+CLASS_NAMES: dict[int, str] = {
+    281: "tabby cat", 282: "tiger cat", 283: "Persian cat", 284: "Siamese cat", 285: "Egyptian cat",
+    287: "lynx", 434: "bath towel", 450: "bobsled", 504: "coffee mug", 517: "crane", 518: "crash helmet",
+    535: "disc brake", 540: "drilling platform", 560: "football helmet", 622: "lens cap", 652: "military uniform",
+    657: "missile", 661: "Model T", 665: "moped", 670: "motor scooter", 744: "projectile", 747: "punching bag",
+    809: "soup bowl", 812: "space shuttle", 830: "stretcher", 862: "torch", 866: "tractor", 870: "tricycle",
+    900: "water tower", 925: "consomme", 960: "chocolate sauce", 967: "espresso", 968: "cup",
+}  # fmt: skip
+"""Names of the ImageNet classes that the photographs bring up."""
+
+Polygon = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph of the lessons.
+
+    Attributes:
+        title: what one reads in a menu.
+        image: (H, W, 3) uint8.
+        classes: ImageNet ids worth looking at, best first.
+        mask: (H, W) bool, the object of the first class as outlined by hand, or None.
+    """
+
+    title: str
+    image: npt.NDArray[np.uint8]
+    classes: tuple[int, ...] = ()
+    mask: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    title: str
+    loader: str
+    classes: tuple[int, ...]
+    outline: Sequence[Polygon] = field(default=())  # x, y in pixels of the original photograph
+
+
+_CAT = (
+    (38, 0), (34, 45), (31, 80), (36, 108), (18, 124), (0, 134), (0, 299), (238, 299), (262, 283), (286, 271),
+    (306, 257), (318, 242), (315, 226), (321, 204), (338, 184), (354, 166), (361, 141), (362, 104), (357, 76),
+    (370, 50), (385, 25), (398, 0),
+)  # fmt: skip
+_CUP = (
+    (174, 108), (178, 82), (192, 57), (215, 36), (247, 22), (285, 18), (322, 22), (354, 34), (380, 51), (397, 72),
+    (407, 100), (408, 120), (402, 150), (392, 178), (382, 200), (366, 225), (348, 243), (330, 246), (318, 258),
+    (300, 278), (290, 284), (272, 283), (258, 277), (254, 262), (250, 250), (243, 262), (236, 282), (226, 300),
+    (213, 306), (200, 300), (196, 280), (204, 258), (218, 240), (205, 218), (190, 192), (179, 160), (174, 130),
+)  # fmt: skip
+_MOTORCYCLE = (
+    (
+        (92, 203), (130, 195), (140, 167), (142, 146), (162, 146), (157, 161), (190, 162), (247, 166), (268, 187),
+        (312, 192), (357, 189), (385, 174), (358, 172), (385, 146), (331, 139), (336, 124), (385, 113), (384, 131),
+        (410, 122), (430, 119), (463, 131), (502, 104), (494, 82), (506, 80), (541, 100), (536, 120), (558, 131),
+        (572, 118), (582, 132), (564, 145), (561, 173), (550, 190), (580, 259), (620, 273), (644, 305), (627, 316),
+        (560, 330), (520, 318), (505, 325), (513, 295), (527, 284), (505, 226), (480, 234), (463, 245), (480, 290),
+        (474, 329), (452, 363), (413, 383), (342, 375), (342, 430), (322, 433), (326, 380), (290, 352), (220, 300),
+        (230, 268), (190, 236), (112, 248),
+    ),
+    tuple((round(205 + 82 * np.cos(t)), round(318 + 82 * np.sin(t))) for t in np.linspace(0, 2 * np.pi, 40)),
+    tuple(
+        (round(598 + 84 * np.cos(t) + 22 * np.sin(t)), round(373 + 75 * np.sin(t) + 22 * np.cos(t)))
+        for t in np.linspace(0, 2 * np.pi, 40)
+    ),
+)  # fmt: skip
+
+_SOURCES = {
+    "cat": _Source("Cat (Chelsea)", "chelsea", (285, 282, 281, 287), (_CAT,)),
+    "coffee": _Source("Cup of coffee", "coffee", (968, 967, 504, 809), (_CUP,)),
+    "motorcycle": _Source("Motorcycle", "stereo_motorcycle", (665, 670, 535, 518), _MOTORCYCLE),
+    "astronaut": _Source("Astronaut (Eileen Collins)", "astronaut", (652, 518, 812, 560)),
+}
+
+PHOTOS: tuple[str, ...] = tuple(_SOURCES)
+"""Names of the photographs, as `load_photo` takes them."""
+
+
+def class_name(index: int) -> str:
+    """Name of an ImageNet class, or "class 123" for those outside `CLASS_NAMES`."""
+    return CLASS_NAMES.get(index, f"class {index}")
+
+
+@lru_cache(maxsize=16)
+def load_photo(name: str, short_side: int = 320) -> Photo:
+    """One of scikit-image's photographs (freely licensed), its short side resized to ``short_side`` pixels.
+
+    Raises:
+        ValueError: unknown name.
+
+    Example:
+        >>> load_photo("cat").image.shape
+        (320, 481, 3)
+    """
+    if name not in _SOURCES:
+        raise ValueError(f"name: expected one of {PHOTOS}, got {name!r}")
+    source = _SOURCES[name]
+    data = getattr(skimage.data, source.loader)()
+    original = Image.fromarray(np.asarray(data[0] if isinstance(data, tuple) else data))
+    mask = None
+    if source.outline:
+        drawn = Image.new("L", original.size)
+        for polygon in source.outline:
+            ImageDraw.Draw(drawn).polygon(polygon, fill=255)
+        mask = np.asarray(_resize(drawn, short_side)) > 127
+    return Photo(source.title, np.asarray(_resize(original, short_side)), source.classes, mask)
+
+
+def read_photo(content: bytes, title: str = "upload", short_side: int = 320) -> Photo:
+    """A photograph from the bytes of an image file, upright, RGB, resized; at most 4 times as long as wide.
+
+    Raises:
+        InputError: the bytes are no image that can be read.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{title}: expected an image file, got {' '.join(str(error).split())}") from error
+    if max(image.size) > 4 * min(image.size):
+        raise InputError(f"{title}: expected sides of at most 4 to 1, got {image.size[0]} x {image.size[1]}")
+    return Photo(title, np.asarray(_resize(image, short_side)))
+
+
+def _resize(image: Image.Image, short_side: int) -> Image.Image:
+    scale = short_side / min(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BICUBIC)
