@@ -210,7 +210,7 @@ def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path
     command = ["run", "--profile", "quick", "--out", "mine", "--notebooks", "books", "--seeds", "3,4"]
     command += ["--data", "images", "--set", "cam.epochs=2"]
     assert cli.main(command) == 0
-    assert opened[-1].profile.data.root == "images" and opened[-1].out_dir == Path("mine")
+    assert opened[-1].profile.data.root == str(tmp_path / "images") and opened[-1].out_dir == Path("mine")
     values = json.loads(Path("mine/a.json").read_text())
     assert values[:4] == ["quick", "images", 3, "seeds=[3,4] cam.epochs=2"]
     assert "mine: 2 notebooks run, 0 up to date, 0 not done" in capsys.readouterr().out
@@ -247,7 +247,8 @@ def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path
         ("run --cam.epochs many", "cam.epochs"),
         ("run --cam.siamese maybe", "cam.siamese"),
         ("run --profile slow", "argument --profile: invalid choice: 'slow'"),
-        ("run -p sed 3 --notebooks books", "sed: expected a notebook parameter (seed), got another name"),
+        ("run -p drws 3 --notebooks books", "drws: expected a parameter of a notebook (), got another name"),
+        ("run -p seed 3 --notebooks books", "seed: expected to be set by the run's own flags (--seeds,"),
         ("run --notebooks nowhere", "nowhere: expected numbered notebooks such as 01_name.ipynb, got none"),
         ("run --timeout 0", "argument --timeout: expected a number of minutes above 0, got 0"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import skimage.data
@@ -13,6 +15,15 @@ from torch import nn
 from wsss_nb.models import BACKBONES, Taps, create_backbone, create_imagenet_classifier
 from wsss_nb.models.backbone import conv_norm
 from wsss_nb.models.efficientnet import load_imagenet_weights
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share among threads, which would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

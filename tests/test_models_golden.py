@@ -32,6 +32,15 @@ from wsss_nb.models.resnet38 import ResNet38
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share among threads, which would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def fill(name: str, tensor: Tensor) -> None:
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     shape = tensor.shape

@@ -8,7 +8,7 @@ import importlib
 import math
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -33,6 +33,15 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 each_network = pytest.mark.parametrize("kind", NETWORKS)
 each_backbone = pytest.mark.parametrize("backbone", ["tiny", "efficientnet_lite0"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share among threads, which would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def first(output: Tensor | CamOutput) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,15 @@ from hypothesis import strategies as st
 
 import wsss_nb.models.pcm as module
 from wsss_nb.models import create_cam_net, create_seam_net, pixel_correlation, winner_take_all
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share among threads, which would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def by_hand(maps: np.ndarray, features: np.ndarray) -> np.ndarray:

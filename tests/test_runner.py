@@ -23,7 +23,13 @@ from wsss_nb import code_version as code
 from wsss_nb.config import Config
 from wsss_nb.errors import InputError
 from wsss_nb.experiment import runner
-from wsss_nb.experiment.notebooks import check_parameters, find_notebooks, parse_parameter, read_notebook
+from wsss_nb.experiment.notebooks import (
+    check_parameters,
+    find_notebooks,
+    keep_outputs,
+    parse_parameter,
+    read_notebook,
+)
 from wsss_nb.experiment.progress import Progress, duration
 from wsss_nb.experiment.runner import RunRequest, notebook_key, plan_run, run_notebooks
 from wsss_nb.experiment.state import NotebookRecord, RunState, folder_stamp, run_lock, written_files
@@ -97,7 +103,7 @@ def test_runs_with_parameters_then_skips_until_something_changes(tmp_path: Path)
 
 
 def test_key_depends_on_content_and_not_on_outputs_or_places(tmp_path: Path) -> None:
-    path = write(tmp_path, "04_a", "import wsss_nb.files", "1 + 1")
+    path = write(tmp_path, "04_a", "import wsss_nb.files", "1 + 1", parameters=PARAMETERS + "\ndraws = 1")
     request = request_for(tmp_path / "run")
 
     def key(
@@ -116,7 +122,8 @@ def test_key_depends_on_content_and_not_on_outputs_or_places(tmp_path: Path) -> 
     assert key(replace(request, out_dir=tmp_path / "elsewhere"), out_dir="elsewhere") == first
     assert key(data="other data") != first
     assert key(needed=("another",)) != first
-    assert key(seed=1) != first
+    assert key(draws=2) != first
+    assert key(seed=1) == first, "the profile holds the seeds"
     assert key(replace(request, profile=FakeProfile(epochs=4))) != first  # type: ignore[arg-type]
     notebook.cells[-1].source = "1 + 2"
     nbformat.write(notebook, path)
@@ -292,21 +299,22 @@ def test_killed_run_leaves_nothing_and_carries_on(tmp_path: Path, how: signal.Si
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"sed": 3}, r"sed: expected a notebook parameter \(seed\), got another name"),
-        ({"out_dir": "here"}, r"out_dir: expected a notebook parameter \(seed\), got another name"),
-        ({"seed": "three"}, r"seed: expected int, got 'three'"),
-        ({"seed": True}, r"01_a.ipynb: seed: expected int, got True"),
-        ({"seed": 0.5}, r"01_a.ipynb: seed: expected int, got 0.5"),
+        ({"drws": 3}, r"drws: expected a parameter of a notebook \(draws\), got another name"),
+        ({"out_dir": "here"}, r"out_dir: expected to be set by the run's own flags"),
+        ({"draws": "three"}, r"draws: expected int, got 'three'"),
+        ({"draws": True}, r"01_a.ipynb: draws: expected int, got True"),
+        ({"draws": 0.5}, r"01_a.ipynb: draws: expected int, got 0.5"),
     ],
 )
 def test_parameters_are_refused_before_anything_runs(
     tmp_path: Path, parameters: dict[str, Any], message: str
 ) -> None:
-    write(tmp_path, "01_a", "1")
+    write(tmp_path, "01_a", "1", parameters=PARAMETERS + "\ndraws = 1")
+    write(tmp_path, "02_b", "1")
     with pytest.raises(InputError, match=message):
         plan_run(tmp_path, request_for(tmp_path / "run", parameters=parameters))
-    plan = plan_run(tmp_path, request_for(tmp_path / "run", parameters={"seed": "3"}))
-    assert plan.values["01_a"]["seed"] == 3
+    plan = plan_run(tmp_path, request_for(tmp_path / "run", parameters={"draws": "3"}))
+    assert plan.values["01_a"]["draws"] == 3 and "draws" not in plan.values["02_b"]
 
 
 @pytest.mark.parametrize(
@@ -349,6 +357,23 @@ def test_reading_notebooks(tmp_path: Path) -> None:
         read_notebook(tmp_path / "09_x.ipynb")
 
 
+def test_outputs_kept_in_the_notebook_change_nothing_else(tmp_path: Path) -> None:
+    folder, out = tmp_path / "notebooks", tmp_path / "run"
+    path = write(folder, "04_a", "print(seed)", "", "1 + 1")
+    assert run(folder, request_for(out))[0] == {"04": "done"}
+    before = read_notebook(path)
+    keep_outputs(path, out / "notebooks" / "04_a.ipynb")
+    assert read_notebook(path) == before
+    cells = nbformat.read(path, as_version=4).cells
+    assert len(cells) == 5 and "papermill" not in json.dumps(cells)
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, None, 3]
+    assert cells[2].outputs[0].text == "7\n" and cells[4].outputs[0].execution_count == 3
+    assert run(folder, request_for(out))[0] == {"04": "current"}
+    write(folder, "04_a", "print(2)")
+    with pytest.raises(InputError, match=r"expected the cells of .*04_a.ipynb, got others; run it again"):
+        keep_outputs(path, out / "notebooks" / "04_a.ipynb")
+
+
 def test_parameters_from_the_command_line_get_their_declared_type() -> None:
     assert parse_parameter("a", "3", 0) == 3
     assert parse_parameter("a", "3", 0.5) == 3.0
@@ -381,6 +406,7 @@ def test_written_files_stand_for_folders_with_a_manifest(tmp_path: Path) -> None
         "figures/f.pdf",
         "old.txt",
         "notebooks/x.ipynb",
+        "data/a.csv",
         ".lock",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -444,14 +470,15 @@ def test_headless_progress_is_one_line_per_interval() -> None:
     log = io.StringIO()
     progress = Progress(log, interval=0.0)
     progress.start("04_a", cells=9)
-    progress.on_cell_start(cell=nbformat.NotebookNode(), cell_index=4)
+    for index, tags in enumerate([[], ["parameters"], ["injected-parameters"], []]):
+        progress.on_cell_start(nbformat.from_dict({"metadata": {"tags": tags}}), index)
     progress.write("epoch 1\repoch 2\n\n")
     progress.tick()
     progress.interval = 60.0
     progress.tick()
     progress.end("done in 1 s")
     assert log.getvalue().splitlines() == [
-        "04_a: started", "04_a: cell 5 of 9, 0.0 s: epoch 2", "04_a: done in 1 s",
+        "04_a: started", "04_a: cell 3 of 9, 0.0 s: epoch 2", "04_a: done in 1 s",
     ]  # fmt: skip
     assert (duration(59.94), duration(3599), duration(3660)) == ("59.9 s", "59 min 59 s", "1 h 01 min")
 
@@ -462,12 +489,13 @@ def test_progress_at_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(screen, "isatty", lambda: True)
     progress = Progress(screen)
     progress.start("04_a", cells=4)
-    progress.on_cell_start(cell=nbformat.NotebookNode(), cell_index=2)
+    progress.on_cell_start(nbformat.NotebookNode(), 0)
+    progress.on_cell_start(nbformat.NotebookNode(), 1)
     progress.write("lambda 0.5, epoch 3\n")
     progress.tick()
     progress.end("done in 1 s")
     shown = screen.getvalue()
-    assert "2/4" in shown and "lambda 0.5, epoch 3" in shown and shown.endswith("04_a: done in 1 s\n")
+    assert "cell 2 of 4" in shown and "lambda 0.5, epoch 3" in shown and shown.endswith("04_a: done in 1 s\n")
     assert "04_a: started" not in shown
 
 

@@ -1,4 +1,4 @@
-"""The house rules no other test sees: dependencies in step, imports one way, no machine's paths in the tree."""
+"""The house rules no other test sees: dependencies in step, imports one way, no machine's paths anywhere."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports go from right to left: a unit may import its own layer and those before it.
 LAYERS = (
     {"__init__", "errors", "files", "config", "code_version", "workers"},
-    {"cam", "sampling", "similarity", "crf", "affinity", "pseudo_labels", "metrics"},
+    {"cam", "sampling", "similarity", "crf", "affinity", "pseudo_labels", "metrics", "_pairwise"},
     {"models", "data"},
     {"stages"},
     {"experiment", "figures", "tables", "results", "published", "widgets", "checks", "course"},
-    {"cli", "cli_data"},
+    {"cli"},
 )
 
 
@@ -141,7 +141,7 @@ def test_modules_read_alike(path: Path) -> None:
     tree = ast.parse(source)
     assert ast.get_docstring(tree), "a module says what it is about"
     assert source.count("\n") < 450, "one concept per module, about 400 lines at most"
-    if len(tree.body) == 1:
+    if len(tree.body) == 1 or path.name == "__main__.py":
         return
     assigned = {
         target.id
@@ -155,7 +155,7 @@ def test_modules_read_alike(path: Path) -> None:
 
 BANNED = {
     "unfinished work": r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b",
-    "a stub": "NotImplemented" + "Error",
+    "a stub": r"raise\s+NotImplemented" + "Error",
     "a skipped test": r"pytest\.mark\." + r"(skip|xfail)\b|pytest\." + r"skip\(",
     "unsafe loading": "allow_pickle" + "=True|weights_only" + "=False",
     "an ignored type error without its code": r"# type: " + r"ignore(?!\[)",

@@ -6,8 +6,7 @@ With ``M = w f`` (symmetric) the sum is a quadratic form,
 
 One pass over tiles of M gives ``M [a, 1]`` and with it the value and its gradient ``2 (D - M) a`` together;
 the derivatives for mu and sigma are the same form with ``w (1 - f^2)`` and ``M (r^2 / sigma^3 - 2 / sigma)``
-in place of M. Each tile is made, used and overwritten, so time grows with pixels x window, memory with
-pixels.
+in place of M. Each tile is made, used and overwritten: time grows with pixels x window, memory with pixels.
 """
 
 from __future__ import annotations
@@ -104,8 +103,7 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
 
 
 def _pair_weights(x_i: Tensor, x_j: Tensor, w: Tensor, mu: float, out: Tensor, p: Tensor) -> None:
-    """Write w f into ``out`` and p into ``p``; x is (n, C, P) and sums to delta over C, the others are (n, P,
-    P).
+    """Write w f into ``out`` and p into ``p``, both (n, P, P), from x / C, (n, C, P), and w, (P, P).
 
     ``f = 1 - 2 p``, ``p = 1 / (1 + c (delta / (1 - delta))^2)``; delta = 1 goes through infinity to p = 0.
     """
@@ -170,10 +168,14 @@ class _Tiling(NamedTuple):
 
 def _gaussian(tiling: _Tiling, dy: int, dx: int, sigma: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 7 and squared distances, both (P, P), between the pixels of two tiles (dy, dx) tiles apart."""
-    y = torch.arange(tiling.h, dtype=like.dtype, device=like.device)
-    x = torch.arange(tiling.w, dtype=like.dtype, device=like.device)
-    y2 = (y + dy * tiling.h - y[:, None]).square()[:, None, :, None]
-    x2 = (x + dx * tiling.w - x[:, None]).square()[:, None, :]
-    P = tiling.h * tiling.w
-    gauss = torch.exp(y2 * (-0.5 / sigma**2)) * (torch.exp(x2 * (-0.5 / sigma**2)) / (2 * math.pi * sigma**2))
-    return gauss.view(P, P), (y2 + x2).view(P, P)
+    _, _, h, w = tiling
+    y = torch.arange(h, dtype=like.dtype, device=like.device)
+    x = torch.arange(w, dtype=like.dtype, device=like.device)
+    y2, x2 = (y + dy * h - y[:, None]).square_(), (x + dx * w - x[:, None]).square_()
+    r2 = (y2[:, None, :, None] + x2[:, None, :]).view(h * w, h * w)
+    gauss = torch.exp(r2 * (-0.5 / sigma**2)).mul_(0.5 / (math.pi * sigma**2))
+    if dy == 0 and dx == 0:
+        gauss.fill_diagonal_(
+            0
+        )  # a pixel with itself adds nothing but rounding, which a small sigma would show
+    return gauss, r2

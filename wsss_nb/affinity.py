@@ -136,8 +136,9 @@ def affinity_labels(label_map: np.ndarray | Tensor, radius: int = 5) -> Affinity
 
 
 def pair_affinity(features: Tensor, radius: int = 5) -> Tensor:
-    """Affinity of every pair, A_ij = exp(-1/C sum_c |f_ci - f_cj|).
+    """Affinity of every pair, A_ij = exp(-1/C sum_c |f_ci - f_cj|) (Ahn and Kwak 2018, Sec. 3.2).
 
+    The mean over channels is the release's; the publication writes the sum.
     Differentiable once; forward and backward go over the offsets one at a time and keep only features and
     result, O(C H W) instead of O(34 C H W).
 
@@ -194,7 +195,7 @@ class _PairAffinity(torch.autograd.Function):
 
 
 def affinity_loss(pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1e-5) -> Tensor:
-    """Loss of AffinityNet (Ahn and Kwak 2018, Eq. 4-6).
+    """Loss of AffinityNet (Ahn and Kwak 2018, Sec. 3.2; a quarter of the published sum, as released).
 
     L = 1/4 <-log A>_background + 1/4 <-log A>_foreground + 1/2 <-log(1 - A)>_negative, each the mean over
     its pairs (0 if it has none); eps is added inside every logarithm and to every number of pairs.
@@ -234,12 +235,13 @@ def affinity_loss(pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1
 
 @torch.no_grad()
 def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, log_t: int = 6) -> Array:
-    """Spread scores along affinities, s <- s T^(2^log_t) (Ahn and Kwak 2018, Eq. 7-8).
+    """Spread scores along affinities, s <- s T^(2^log_t) (Ahn and Kwak 2018, Sec. 3.3).
 
     W = A^beta elementwise, with A symmetric, A_ii = 1 and A_ij = 0 for pixels that are no pair;
-    T_ij = W_ij / sum_i W_ij (every column sums to 1). T is applied 2^log_t times to the K score vectors, as
-    shifts of the map: O(2^log_t K HW D) time and O((K + D) HW) memory, where the release squares a dense
-    (HW)^2 matrix log_t times. Classes whose scores are all zero are not walked.
+    T_ij = W_ij / sum_i W_ij, so every column sums to 1 and each pixel takes a weighted mean of its neighbours
+    (W is symmetric, so this is the published T = D^-1 W applied from the left). T is applied 2^log_t times to
+    the K score vectors, as shifts of the map: O(2^log_t K HW D) time and O((K + D) HW) memory, where the
+    release squares a dense (HW)^2 matrix log_t times. Classes whose scores are all zero are not walked.
 
     Args:
         scores: (K, H, W), floating; usually CAMs averaged 8 x 8 with a background.
@@ -251,11 +253,12 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         (K, H, W), type and dtype of ``scores`` (computed in float32 or float64).
 
     Raises:
-        ValueError: shapes do not fit each other, or options out of range.
+        ValueError: shapes do not fit each other, affinities outside [0, 1], or options out of range.
 
     Example:
         >>> walked = random_walk(torch.eye(48).reshape(48, 6, 8), torch.ones(4, 30), log_t=1)
-        >>> walked.sum(0).flatten()[:3]  # T' 1: rows of T need not sum to 1
+        >>> torch.allclose(walked.sum(0), torch.ones(6, 8))  # columns of T still sum to 1
+        True
     """
     start = torch.as_tensor(scores)
     pairs = torch.as_tensor(affinity).to(start.device)
@@ -267,6 +270,8 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         raise ValueError(f"log_t: expected an integer of at least 0, got {log_t!r}")
     height, width = start.shape[1:]
     radius = _radius_of(pairs, height, width)
+    if not bool(((pairs >= 0) & (pairs <= 1)).all()):
+        raise ValueError(f"affinity: expected values in [0, 1], got {pairs.min():g} to {pairs.max():g}")
     dtype = torch.promote_types(start.dtype, torch.float32)
 
     # On the flattened map an offset is one shift; weights of pairs that do not exist stay 0, so that what
@@ -279,11 +284,15 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
     window.copy_(pairs.to(dtype).pow(beta).reshape(window.shape))
 
     def apply(padded: Tensor, result: Tensor) -> None:
-        result.copy_(padded[:, margin : margin + size])
-        for shift, weight in zip(shifts, weights, strict=True):
-            ahead, behind = margin + shift, margin - shift
-            result.addcmul_(padded[:, ahead : ahead + size], weight[margin:])
-            result.addcmul_(padded[:, behind : behind + size], weight[behind : behind + size])
+        step = 2**19 // max(1, len(result)) + 1  # a block of the result stays in the processor's cache
+        for begin in range(0, size, step):
+            block = result[:, begin : begin + step]
+            middle, length = margin + begin, block.shape[1]
+            block.copy_(padded[:, middle : middle + length])
+            for shift, weight in zip(shifts, weights, strict=True):
+                behind = middle - shift
+                block.addcmul_(padded[:, middle + shift :][:, :length], weight[middle : middle + length])
+                block.addcmul_(padded[:, behind : behind + length], weight[behind : behind + length])
 
     degree = torch.ones(1, size + 2 * margin, dtype=dtype, device=start.device)
     column_sum = torch.empty(1, size, dtype=dtype, device=start.device)
@@ -321,8 +330,6 @@ def _radius_of(pairs: Tensor, height: int, width: int) -> int:
     if count == 0 or pairs.shape != (len(pair_offsets(radius)), count):
         radius = fitting_radius(5, height, width)
         n = (height - radius + 1) * (width - 2 * radius + 2)
-        expected = (
-            f"(D, n) = {(len(pair_offsets(radius)), n)} for radius {radius} on a {height} x {width} map"
-        )
+        expected = f"(D, n) = {(len(pair_offsets(radius)), n)} for a {height} x {width} map"
         raise ValueError(f"affinity: expected {expected}, got {tuple(pairs.shape)}")
     return radius

@@ -7,7 +7,6 @@ split (and across processes) and turn the sums into scores.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -37,16 +36,10 @@ Average: TypeAlias = Literal["pooled", "image"]
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """One-pixel boundary of a binary mask.
+    """One-pixel boundary of a binary mask, (H, W) bool -> (H, W) bool.
 
     b[y, x] = 1 where mask[y, x] differs from its right, its lower or its lower-right neighbour; the last
     row and the last column compare along the edge only, the last corner is 0.
-
-    Args:
-        mask: (H, W), bool.
-
-    Returns:
-        (H, W), bool.
 
     Example:
         >>> boundary(np.array([[0, 0, 0], [0, 1, 1], [0, 1, 1]], bool)).astype(int).tolist()
@@ -75,15 +68,6 @@ def contour_radius(height: int, width: int, tolerance: float = 0.008) -> int:
     return math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(height, width))
 
 
-@lru_cache(maxsize=32)
-def _disk(radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (dy, dx) with dy^2 + dx^2 <= radius^2."""
-    span = np.arange(-radius, radius + 1)
-    dy, dx = np.meshgrid(span, span, indexing="ij")
-    inside = dy**2 + dx**2 <= radius**2
-    return dy[inside], dx[inside]
-
-
 def contour_matches(
     prediction: LabelMap,
     target: LabelMap,
@@ -98,8 +82,8 @@ def contour_matches(
 
         |B_g and D_r(B_p)|,   |B_p and D_r(B_g)|,   |B_g|,   |B_p|.
 
-    Only classes that occur are looked at, and only pixels within r of a boundary are painted, which gives
-    the dilation to the pixel at a cost of (boundary length) x (disk area).
+    Only classes that occur are looked at and only disks around boundary pixels are painted: the dilation to
+    the pixel, at a cost of (boundary length) x (disk area).
 
     Args:
         prediction: (H, W), class ids 0..num_classes-1.
@@ -119,23 +103,18 @@ def contour_matches(
     Example:
         >>> target = np.zeros((20, 20), np.uint8); target[5:12, 5:12] = 1
         >>> contour_matches(target, target, num_classes=2).tolist()
-        [[29, 29, 29, 29]]
+        [[28, 28, 28, 28]]
     """
-    if void not in get_args(Void):
-        raise ValueError(f"void: expected one of {get_args(Void)}, got {void!r}")
-    found, true = _numpy(prediction), _numpy(target)
-    _check_maps(found, true, num_classes)
+    found, true = _contour_maps(prediction, target, num_classes, void)
     if found.ndim != 2:
         raise ValueError(f"prediction: expected (H, W), got {found.shape}")
     height, width = found.shape
     radius = contour_radius(height, width, tolerance)
-    if void == "masked":
-        found = np.where(true == VOID, 0, found)
     # A frame of `radius` pixels around the map keeps every painted disk inside the array.
     stride = width + 2 * radius
     painted = np.zeros((height + 2 * radius) * stride, dtype=bool)
-    dy, dx = _disk(radius)
-    offsets = (dy * stride + dx).tolist()
+    dy, dx = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    offsets = (dy * stride + dx)[dy**2 + dx**2 <= radius**2].tolist()
 
     def pixels(label_map: np.ndarray, label: int) -> np.ndarray:
         flat = np.flatnonzero(boundary(label_map == label))
@@ -144,33 +123,24 @@ def contour_matches(
     def matched(points: np.ndarray, others: np.ndarray) -> int:
         for offset in offsets:
             painted[others + offset] = True
-        count = int(np.count_nonzero(painted[points]))
-        for offset in offsets:
-            painted[others + offset] = False
-        return count
+        count = np.count_nonzero(painted[points])
+        painted[:] = False
+        return int(count)
 
     matches = np.zeros((num_classes - 1, 4), dtype=np.int64)
     occurs = _histogram(found, num_classes) + _histogram(true, num_classes) > 0
     for label in (np.flatnonzero(occurs[1:]) + 1).tolist():
         points, others = pixels(true, label), pixels(found, label)
-        row = (len(points), len(others))
-        if all(row):
-            matches[label - 1, :2] = matched(points, others), matched(others, points)
-        matches[label - 1, 2:] = row
+        hits = (matched(points, others), matched(others, points)) if len(points) and len(others) else (0, 0)
+        matches[label - 1] = *hits, len(points), len(others)
     return matches
 
 
 def contour_f(matches: LabelMap) -> Tensor:
-    """Contour F-score of match counts.
+    """Contour F-score of match counts m (..., 4) as :func:`contour_matches` gives them, or of their sums.
 
     R = m_0 / m_2, P = m_1 / m_3, F = 2 P R / (P + R); F = 1 where neither map has a boundary, 0 where only
-    one has, or where nothing matches.
-
-    Args:
-        matches: (..., 4), counts as :func:`contour_matches` gives them, or sums of such counts.
-
-    Returns:
-        (...), float64 in [0, 1].
+    one has, or where nothing matches. The result (...) is float64 in [0, 1].
 
     Example:
         >>> contour_f(np.array([[8, 5, 10, 10], [0, 0, 0, 0]])).tolist()
@@ -186,15 +156,12 @@ def contour_f(matches: LabelMap) -> Tensor:
 
 
 def confusion_matrix(prediction: LabelMap, target: LabelMap, num_classes: int) -> Tensor:
-    """Pixel counts: entry (i, j) is the number of pixels of true class i predicted as j; 255 is left out.
+    """Pixel counts C (K, K), int64: C_ij pixels of true class i are predicted as j; void is left out.
 
     Args:
         prediction: (...), class ids 0..num_classes-1.
-        target: the same shape, class ids or 255.
+        target: the same shape, class ids or 255 = void.
         num_classes: K, background included.
-
-    Returns:
-        (K, K), int64.
 
     Raises:
         ValueError: shapes, dtypes or class ids are not as above.
@@ -218,8 +185,8 @@ def coverage(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> dict[str, 
 
     Args:
         prediction: (H, W) or (B, H, W), class ids.
-        mask: the same shape, true class ids or 255.
-        part: the same shape, 0 background, 1 body, 2 head.
+        mask: true class ids or 255 = void, the same shape as the other two.
+        part: 0 background, 1 body, 2 head.
 
     Returns:
         Fractions ``head``, ``body``, ``background``; nan for a part that does not occur.
@@ -237,15 +204,11 @@ def coverage(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> dict[str, 
 class MeanIoU(Metric):
     """Mean intersection over union of a whole split.
 
-    IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk) with one confusion matrix C pooled over all images, void
-    left out; mIoU = mean over the classes that occur in prediction or target.
+    IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk) with one :func:`confusion_matrix` C of K = ``num_classes``
+    classes pooled over all images, void left out; mIoU = mean over the classes in prediction or target.
 
-    Args:
-        num_classes: K, background included.
-
-    ``update(prediction, target)`` takes label maps of any equal shape (see :func:`confusion_matrix`).
-    ``compute()`` gives ``miou`` (float in [0, 1], nan without any pixel), ``iou`` (K, float64, nan where a
-    class is absent from both) and ``confusion`` (K, K, int64, rows = truth).
+    ``update(prediction, target)`` takes label maps of any equal shape. ``compute()`` gives ``miou`` (float in
+    [0, 1], nan without any pixel), ``iou`` (K, float64, nan for a class in neither) and ``confusion`` (K, K).
 
     Example:
         >>> metric = MeanIoU(num_classes=2); metric.update(np.array([[0, 1]]), np.array([[0, 0]]))
@@ -260,8 +223,7 @@ class MeanIoU(Metric):
         """See the class."""
         super().__init__(**kwargs)
         self.num_classes = _check_num_classes(num_classes)
-        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.add_state("confusion", zeros, dist_reduce_fx="sum")
+        self.add_state("confusion", torch.zeros(num_classes, num_classes).long(), dist_reduce_fx="sum")
 
     def update(self, prediction: LabelMap, target: LabelMap) -> None:
         """Add the pixels of one or more images."""
@@ -278,23 +240,20 @@ class MeanIoU(Metric):
 class ContourFScore(Metric):
     """Contour F-score of a whole split.
 
-    Pooled (the paper): match counts are summed over the images per class, then F per class
-    (:func:`contour_f`), then the mean over the K - 1 foreground classes. Per image (DAVIS): F of every image
-    and class that occurs in it (in prediction or target), the mean over images, then over classes. Either
-    way a class that occurs nowhere has F = 1.
+    Pooled (the paper): matches summed over the images, F per class (:func:`contour_f`), mean over the K - 1
+    foreground classes. Per image (DAVIS): F of every image and class that occurs in it (in prediction or
+    target), mean over images, then over classes. Either way a class that occurs nowhere has F = 1.
 
     Args:
         num_classes: K, background included.
-        void: "background" or "masked", see :func:`contour_matches`. Part of every reported score: on small
-            images the void ring alone can halve F.
+        void: see :func:`contour_matches`; on small images the void ring alone can halve F.
         tolerance: matching distance as a fraction of the diagonal.
         average: "pooled" or "image".
-        present_only: mean over the classes that occur in the targets only, for data sets in which some of
-            the classes never occur (each of those would otherwise add F = 1, or 0 for a single false pixel).
+        present_only: mean over the classes that occur in the targets only, for data sets without some of
+            the classes (each of those would otherwise add F = 1, or 0 for a single false pixel).
 
-    ``update(prediction, target)`` takes one image (H, W) or several (B, H, W). ``compute()`` gives
-    ``contour_f`` (float in [0, 1]; nan if no class counts), ``f`` (K-1, float64) and ``matches`` (K-1, 4,
-    int64, summed).
+    ``update(prediction, target)`` takes (H, W) or (B, H, W). ``compute()`` gives ``contour_f`` (float in
+    [0, 1], nan if no class counts), ``f`` (K-1, float64) and ``matches`` (K-1, 4, int64, summed).
 
     Example:
         >>> metric = ContourFScore(num_classes=2); maps = np.eye(8, dtype=np.uint8)
@@ -319,38 +278,33 @@ class ContourFScore(Metric):
     ) -> None:
         """See the class."""
         super().__init__(**kwargs)
-        if void not in get_args(Void):
-            raise ValueError(f"void: expected one of {get_args(Void)}, got {void!r}")
-        if average not in get_args(Average):
-            raise ValueError(f"average: expected one of {get_args(Average)}, got {average!r}")
+        _check_option("void", void, Void)
+        _check_option("average", average, Average)
         contour_radius(1, 1, tolerance)
         self.num_classes = _check_num_classes(num_classes)
         self.void: Void = void
-        self.tolerance = tolerance
-        self.average: Average = average
-        self.present_only = present_only
-        n = num_classes - 1
-        self.add_state("matches", torch.zeros(n, 4, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("image_f", torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("image_count", torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("target_pixels", torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
+        self.tolerance, self.average, self.present_only = tolerance, average, present_only
+        zeros = torch.zeros(num_classes - 1, dtype=torch.int64)
+        self.add_state("matches", zeros[:, None].repeat(1, 4), dist_reduce_fx="sum")
+        self.add_state("image_f", zeros.double(), dist_reduce_fx="sum")
+        self.add_state("image_count", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("target_pixels", zeros.clone(), dist_reduce_fx="sum")
 
     def update(self, prediction: LabelMap, target: LabelMap) -> None:
         """Add one image (H, W) or several (B, H, W)."""
-        found, true = _numpy(prediction), _numpy(target)
-        _check_maps(found, true, self.num_classes)
+        found, true = _contour_maps(prediction, target, self.num_classes, self.void)
         if found.ndim not in (2, 3):
             raise ValueError(f"prediction: expected (H, W) or (B, H, W), got {found.shape}")
-        for one, other in zip(np.atleast_3d(found.T).T, np.atleast_3d(true.T).T, strict=True):
+        maps = (array.reshape(-1, *array.shape[-2:]) for array in (found, true))
+        for one, other in zip(*maps, strict=True):
             counts = contour_matches(one, other, self.num_classes, self.tolerance, self.void)
-            pixels = torch.from_numpy(_histogram(other, self.num_classes)[1:])
-            matches = torch.from_numpy(counts)
-            occurs = torch.from_numpy(_histogram(one, self.num_classes)[1:]) + pixels > 0
-            device = self.matches.device
-            self.matches += matches.to(device)
-            self.image_f += (contour_f(matches) * occurs).to(device)
-            self.image_count += occurs.to(device)
-            self.target_pixels += pixels.to(device)
+            matches = torch.from_numpy(counts).to(self.matches.device)
+            pixels = torch.from_numpy(_histogram(other, self.num_classes)[1:]).to(matches.device)
+            occurs = torch.from_numpy(_histogram(one, self.num_classes)[1:]).to(matches.device) + pixels > 0
+            self.matches += matches
+            self.image_f += contour_f(matches) * occurs
+            self.image_count += occurs
+            self.target_pixels += pixels
 
     def compute(self) -> dict[str, Any]:
         """Scores of everything added so far."""
@@ -362,13 +316,7 @@ class ContourFScore(Metric):
 
 
 class PartCoverage(Metric):
-    """:func:`coverage` pooled over a split: pixel counts are summed before the fractions are taken.
-
-    Example:
-        >>> metric = PartCoverage(); metric.update(np.array([[1]]), np.array([[1]]), np.array([[2]]))
-        >>> metric.compute()["head"]
-        1.0
-    """
+    """:func:`coverage` pooled over a split: pixel counts are summed before the fractions are taken."""
 
     full_state_update = False
     counts: Tensor
@@ -376,7 +324,7 @@ class PartCoverage(Metric):
     def __init__(self, **kwargs: Any) -> None:
         """See the class."""
         super().__init__(**kwargs)
-        self.add_state("counts", torch.zeros(3, 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(3, 2).long(), dist_reduce_fx="sum")
 
     def update(self, prediction: LabelMap, mask: LabelMap, part: LabelMap) -> None:
         """Add one or more images."""
@@ -387,13 +335,24 @@ class PartCoverage(Metric):
         return _fractions(self.counts)
 
 
-def _numpy(label_map: LabelMap) -> np.ndarray:
-    return label_map.detach().cpu().numpy() if isinstance(label_map, Tensor) else np.asarray(label_map)
+def _contour_maps(
+    prediction: LabelMap, target: LabelMap, num_classes: int, void: Void
+) -> tuple[np.ndarray, np.ndarray]:
+    _check_option("void", void, Void)
+    maps = (prediction, target)
+    found, true = (np.asarray(m.cpu() if isinstance(m, Tensor) else m) for m in maps)
+    _check_maps(found, true, num_classes)
+    return np.where(true == VOID, 0, found) if void == "masked" else found, true
 
 
 def _histogram(label_map: np.ndarray, num_classes: int) -> np.ndarray:
     """Pixels per class, void left out."""
     return np.bincount(label_map.ravel(), minlength=VOID + 1)[:num_classes]
+
+
+def _check_option(name: str, value: str, options: Any) -> None:
+    if value not in get_args(options):
+        raise ValueError(f"{name}: expected one of {get_args(options)}, got {value!r}")
 
 
 def _check_num_classes(num_classes: int) -> int:
@@ -403,11 +362,8 @@ def _check_num_classes(num_classes: int) -> int:
 
 
 def _check_maps(prediction: Any, target: Any, num_classes: int) -> None:
-    """The same checks for arrays and tensors; both have shape, dtype, any and reductions."""
     _check_num_classes(num_classes)
-    if prediction.shape != target.shape:
-        shapes = f"{tuple(target.shape)}, got {tuple(prediction.shape)}"
-        raise ValueError(f"prediction: expected the shape of target {shapes}")
+    _check_shape("prediction", prediction, "target", target)
     for name, label_map in (("prediction", prediction), ("target", target)):
         if "int" not in str(label_map.dtype):
             raise ValueError(f"{name}: expected integer class ids, got {label_map.dtype}")
@@ -419,14 +375,17 @@ def _check_maps(prediction: Any, target: Any, num_classes: int) -> None:
             raise ValueError(f"{name}: expected class ids {allowed}, got {int(label_map[wrong][0])}")
 
 
+def _check_shape(name: str, given: Any, like_name: str, like: Any) -> None:
+    if given.shape != like.shape:
+        shapes = f"{tuple(like.shape)}, got {tuple(given.shape)}"
+        raise ValueError(f"{name}: expected the shape of {like_name} {shapes}")
+
+
 def _part_counts(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> Tensor:
     """Right and all pixels (3, 2) of head, body, background."""
     found, true, parts = torch.as_tensor(prediction), torch.as_tensor(mask), torch.as_tensor(part)
     for name, other in (("prediction", found), ("part", parts)):
-        if other.shape != true.shape:
-            raise ValueError(
-                f"{name}: expected the shape of mask {tuple(true.shape)}, got {tuple(other.shape)}"
-            )
+        _check_shape(name, other, "mask", true)
     if not torch.isin(parts, torch.tensor([0, 1, 2], device=parts.device)).all():
         raise ValueError(f"part: expected 0, 1 or 2, got {parts.max().item()}")
     right, valid = found == true, true != VOID

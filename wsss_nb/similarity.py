@@ -127,11 +127,9 @@ def feature_similarity_loss(
         cam: a, (B, K, H, W).
         image: x, (B, C, h, w) with values in [0, 1], usually RGB; where it is larger than the map it is
             resized to it (bilinear, align_corners).
-        mu: bias of Eq. 8; a number, or a tensor with one element.
-        sigma: standard deviation of Eq. 7 in pixels of the map; a positive number, or a tensor with one
-            element.
-        normalization: ``pixels`` keeps the loss comparable between map sizes; ``pairs`` is Eq. 6 to the
-            letter.
+        mu: bias of Eq. 8; a number, or a one-element tensor.
+        sigma: standard deviation of Eq. 7 in pixels of the map, positive; a number, or a one-element tensor.
+        normalization: ``pixels`` keeps the loss comparable between map sizes; ``pairs`` is Eq. 6 itself.
 
     Returns:
         Scalar, negative where differing neighbours are classified differently. It has the dtype of ``cam``,
@@ -147,8 +145,7 @@ def feature_similarity_loss(
         tensor(0.0965)
 
     Paper: ``pairs``, mu and sigma learned. Release: 1/(HW) and g without the 1/2 (twice ``pixels``, 2 HW
-    times ``pairs``), mu = 2.5 and sigma = 5 fixed, and a guard in f that :func:`similarity_weight` does
-    without.
+    times ``pairs``), mu = 2.5 and sigma = 5 fixed, and a guard in f (see :func:`similarity_weight`).
     """
     if cam.ndim != 4 or cam.numel() == 0 or not cam.is_floating_point():
         raise ValueError(f"cam: expected floats (B, K, H, W), got {cam.dtype} {tuple(cam.shape)}")
@@ -170,8 +167,8 @@ def feature_similarity_loss(
 class FeatureSimilarityLoss(nn.Module):
     """Feature similarity loss (Eq. 6) that holds mu and sigma, fixed or learned.
 
-    ``value = v0 + room tanh(raw / room)``, room = distance from the initial value v0 to the bound on raw's
-    side
+    ``value = v0 + room tanh(raw / room)``, room = distance from the initial value v0 to the bound
+    that raw points to
 
     Learned values start exactly at ``mu`` and ``sigma`` (raw = 0) with dvalue/draw = 1, so that a learning
     rate acts in units of mu, or in pixels for sigma. They never leave ``mu_range`` and ``sigma_range``

@@ -6,24 +6,17 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
 
-__all__ = ["WorkerDiedError", "in_order", "worker_pool"]
+__all__ = ["WorkerDiedError", "follow_parent", "worker_pool"]
 
 
 class WorkerDiedError(RuntimeError):
     """A worker process ended without an answer (killed, out of memory, crash in native code)."""
 
 
-def _follow_parent(parent: int, threads: int) -> None:
-    """Set the thread count and leave as soon as the parent is gone, even if it was killed."""
-    import torch
-
-    os.environ["WSSS_NB_HEADLESS"] = "1"
-    torch.set_num_threads(threads)
+def follow_parent(parent: int) -> None:
+    """Make this process leave as soon as ``parent`` (a process id) is gone, even if that was killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -31,6 +24,14 @@ def _follow_parent(parent: int, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _start(parent: int, threads: int) -> None:
+    import torch
+
+    os.environ["WSSS_NB_HEADLESS"] = "1"
+    torch.set_num_threads(threads)
+    follow_parent(parent)
 
 
 def worker_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
@@ -44,41 +45,6 @@ def worker_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_follow_parent,
+        initializer=_start,
         initargs=(os.getpid(), threads),
     )
-
-
-def in_order(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """Yield ``function(*job)`` for every job, in order, computed by ``workers`` processes.
-
-    At most ``2 * workers`` jobs are under way, so that a long stream of images never sits in memory.
-
-    Raises:
-        WorkerDiedError: a worker crashed; the caller's process is unharmed.
-    """
-    pool = worker_pool(workers)
-    try:
-        waiting: dict[int, Any] = {}
-        finished: dict[int, Any] = {}
-        following = 0
-        for number, job in enumerate(jobs):
-            waiting[number] = pool.submit(function, *job)
-            while len(waiting) >= 2 * workers:
-                wait(waiting.values(), return_when=FIRST_COMPLETED)
-                for done in [key for key, future in waiting.items() if future.done()]:
-                    finished[done] = waiting.pop(done).result()
-            while following in finished:
-                yield finished.pop(following)
-                following += 1
-        for key in sorted(waiting):
-            finished[key] = waiting.pop(key).result()
-        for key in sorted(finished):
-            yield finished[key]
-    except BrokenProcessPool as error:
-        raise WorkerDiedError(
-            f"{function.__name__}: a worker process died without an answer (killed, out of memory or a crash in "
-            "native code); finished work is kept, run the same command again"
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

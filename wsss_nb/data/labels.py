@@ -168,7 +168,8 @@ def write_labels(folder: VOCFolder, path: str | os.PathLike[str]) -> None:
 
     Example:
         >>> write_labels(VOCFolder("fish", "train"), "train_labels.csv")
-        >>> VOCFolder("fish", "train", labels="train_labels.csv").labels().keys()
+        >>> VOCFolder("fish", "train", labels="train_labels.csv").label_source
+        'csv'
     """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -72,8 +72,11 @@ def save_label_map(path: str | os.PathLike[str], label_map: npt.NDArray[np.integ
     """
     image = Image.fromarray(_as_label_map(label_map))
     image.putpalette(_colormap().tobytes())
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+    try:
+        with atomic_path(path) as temporary:
+            image.save(temporary, format="PNG")
+    except OSError as error:
+        raise InputError(f"{path}: expected a writable place, got {error.strerror or error}") from error
 
 
 def read_label_map(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:

@@ -6,9 +6,8 @@ on the head; and nothing in its loss makes the map end where the fish ends. Part
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsss_nb.data.palette import voc_colormap
-from wsss_nb.errors import InputError
+from wsss_nb.data.layout import new_folder, write_lists
+from wsss_nb.data.palette import save_label_map
 
-__all__ = ["BODY", "FISH", "HEAD", "SyntheticSample", "make_synthetic", "synthetic_sample"]
+__all__ = ["BODY", "FISH", "HEAD", "Fish", "SyntheticSample", "make_synthetic", "synthetic_sample"]
 
 BODY, HEAD = 1, 2
 """Labels of the part masks (0 is background)."""
@@ -142,8 +141,8 @@ def make_synthetic(
         ValueError: an argument outside its range.
 
     Example:
-        >>> make_synthetic("fish", num_train=8, num_val=4)
-        >>> VOCFolder("fish", "train").classes[:3]
+        >>> root = make_synthetic("fish", num_train=8, num_val=4)
+        >>> VOCFolder(root, "train").classes[:3]
         ('background', 'clownfish', 'zebrafish')
     """
     _check(size, num_classes, clutter, seed)
@@ -151,36 +150,24 @@ def make_synthetic(
     for split, count in counts.items():
         if count < 1:
             raise ValueError(f"num_{split}: expected at least 1, got {count}")
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root}: expected a new or empty folder, got one with content")
     classes = ("background", *(fish.name for fish in FISH[: num_classes - 1]))
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        folders = ("JPEGImages", "SegmentationClass", "SegmentationParts", "ImageSets/Segmentation")
-        for folder in folders:
-            (temporary / folder).mkdir(parents=True)
-        (temporary / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
-        rows = ["name,classes"]
+    present: dict[str, dict[str, list[str]]] = {}
+    with new_folder(root) as folder:
+        (folder / "JPEGImages").mkdir()
         for split, count in counts.items():
-            names = [f"{split}_{index:05d}" for index in range(count)]
-            for index, name in enumerate(names):
+            present[split] = {}
+            for index in range(count):
+                name = f"{split}_{index:05d}"
                 sample = synthetic_sample(
                     seed, split, index, size=size, num_classes=num_classes, clutter=clutter
                 )
-                _write_sample(temporary, name, sample)
-                rows.append(f"{name},{';'.join(classes[k] for k in sample.classes)}")
-            listing = temporary / folders[-1] / f"{split}.txt"
-            listing.write_text("\n".join(names) + "\n", encoding="utf-8")
-        (temporary / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        if root.exists():
-            root.rmdir()
-        temporary.rename(root)
-    except OSError as error:
-        raise InputError(f"{root}: expected a writable place, got {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return root
+                image = Image.fromarray(sample.image)
+                image.save(folder / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+                save_label_map(folder / "SegmentationClass" / f"{name}.png", sample.mask)
+                save_label_map(folder / "SegmentationParts" / f"{name}.png", sample.part)
+                present[split][name] = [classes[k] for k in sample.classes]
+        write_lists(folder, classes, present)
+    return Path(root)
 
 
 def _check(size: int, num_classes: int, clutter: float, seed: int) -> None:
@@ -192,15 +179,6 @@ def _check(size: int, num_classes: int, clutter: float, seed: int) -> None:
         raise ValueError(f"clutter: expected 0..1, got {clutter}")
     if seed < 0:
         raise ValueError(f"seed: expected a non-negative integer, got {seed}")
-
-
-def _write_sample(root: Path, name: str, sample: SyntheticSample) -> None:
-    image = Image.fromarray(sample.image)
-    image.save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
-    for folder, labels in (("SegmentationClass", sample.mask), ("SegmentationParts", sample.part)):
-        picture = Image.fromarray(labels)
-        picture.putpalette(voc_colormap().tobytes())
-        picture.save(root / folder / f"{name}.png")
 
 
 # --- shape -------------------------------------------------------------------------------------------------
@@ -230,9 +208,9 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     bend = float(rng.uniform(-0.35, 0.35))
     angle = float(rng.uniform(0, 2 * np.pi))
     flip = 1.0 if rng.random() < 0.5 else -1.0
-    head_share = float(rng.uniform(0.115, 0.145))
+    head_share = float(rng.uniform(0.16, 0.19))
     place = rng.random(2)
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = math.cos(angle), math.sin(angle)  # Python floats keep the arrays in float32
 
     # where it may stand: its extent is that of a slightly larger fish sampled on a grid around the origin
     grid = np.linspace(-0.62, 0.62, 63, dtype=np.float32)
@@ -242,10 +220,10 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     step = length * float(grid[1] - grid[0])
     low = np.array([-x.min(), -y.min()]) + _MARGIN + step
     high = size - 1 - np.array([x.max(), y.max()]) - _MARGIN - step
-    center = low + place * np.maximum(high - low, 0)
+    left, top = (low + place * np.maximum(high - low, 0)).tolist()
 
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
-    dx, dy = (xs - center[0]) / length, (ys - center[1]) / length
+    dx, dy = (xs - left) / length, (ys - top) / length
     along = (dx * cos + dy * sin).astype(np.float32)
     across = (flip * (dy * cos - dx * sin)).astype(np.float32)
     across = _straighten(along, across, bend)
@@ -329,17 +307,18 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
     canvas = (canvas + tone.astype(np.float32)[nearest].reshape(size, size, 3)) * (1 - groove)
 
     for _ in range(int(rng.integers(0, 2 + round(4 * clutter)))):
-        x, y = rng.random(2) * size
-        radii = rng.uniform(0.03, 0.085, 2) * size
-        angle = rng.uniform(0, np.pi)
-        u = (xs - x) * np.cos(angle) + (ys - y) * np.sin(angle)
-        v = (ys - y) * np.cos(angle) - (xs - x) * np.sin(angle)
+        x, y = (rng.random(2) * size).tolist()
+        radii: list[float] = (rng.uniform(0.03, 0.085, 2) * size).tolist()
+        angle = float(rng.uniform(0, np.pi))
+        cos, sin = math.cos(angle), math.sin(angle)
+        u, v = (xs - x) * cos + (ys - y) * sin, (ys - y) * cos - (xs - x) * sin
         r = np.sqrt((u / radii[0]) ** 2 + (v / radii[1]) ** 2)
-        cover = np.clip(0.5 - (r - 1) * radii.mean(), 0, 1)[..., None]
+        cover = np.clip(0.5 - (r - 1) * (sum(radii) / 2), 0, 1)[..., None]
         light = (1.1 - 0.3 * r.clip(0, 1) ** 2)[..., None]
         canvas = canvas * (1 - cover) + _muted_colors(rng, 1)[0] * light * cover
     canvas = canvas * (1 + 0.05 * _smooth_noise(rng, size, 2, 1))
-    canvas = canvas + 0.02 * _grain(rng, size, 1) + 0.008 * _grain(rng, size, 3)
+    grain = 0.02 * _grain(rng, size, 1) + 0.008 * _grain(rng, size, 3)
+    canvas = canvas + (0.4 + 1.2 * clutter) * grain
     return np.clip(canvas, 0.02, 0.98).astype(np.float32)
 
 
@@ -377,7 +356,7 @@ def _contrasting_color(rng: np.random.Generator, ring: _Array) -> _Array:
 
 
 def _head(shape: _Shape, fish: Fish) -> _Array:
-    """The head's two-coloured pattern (S, S, 3), some four pixels from crest to crest at size 96, and an eye."""
+    """The head's two-coloured pattern (S, S, 3), some four pixels from crest to crest at size 96, and eye."""
     u, v = shape.along * 10, shape.across * 10  # period 1 = a tenth of the fish's length
     waves: dict[str, Sequence[_Array]] = {
         "bands": (np.sin(2 * np.pi * (u - 0.35) / 1.3),),
@@ -387,7 +366,7 @@ def _head(shape: _Shape, fish: Fish) -> _Array:
         "rings": (np.sin(2 * np.pi * np.hypot(u - 4.0, v) / 1.35 + 0.6),),
     }
     blend = np.clip(0.5 + 2.5 * waves[fish.pattern][0], 0, 1)[..., None]
-    head = np.array(fish.first) * (1 - blend) + np.array(fish.second) * blend
+    head = np.array(fish.first, np.float32) * (1 - blend) + np.array(fish.second, np.float32) * blend
     from_eye = np.hypot(shape.along - 0.42, shape.across - 0.055) * shape.length
     for radius, shade in ((0.042, 1.0), (0.025, 0.03)):
         eye = np.clip(0.5 + radius * shape.length - from_eye, 0, 1)[..., None]

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsss_nb.experiment.kernel import kernel_manager, kill_group
-from wsss_nb.experiment.notebooks import Notebook, Parameter
+from wsss_nb.experiment.notebooks import Notebook, Parameter, own_cells
 from wsss_nb.experiment.progress import Progress, duration
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 __all__ = ["KernelDiedError", "NotebookError", "execute"]
-
-_LEFT_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
 class NotebookError(RuntimeError):
@@ -134,7 +132,7 @@ def _where(notebook: Notebook, executed: Path) -> str:
 
     with contextlib.suppress(OSError, nbformat.reader.NotJSONError):
         content = nbformat.read(executed, as_version=4)
-        own = [cell for cell in content.cells if not _LEFT_BY_PAPERMILL & set(cell.metadata.get("tags", []))]
+        own = own_cells(content)
         begun = [
             number for number, cell in enumerate(own) if cell.metadata.get("papermill", {}).get("start_time")
         ]

@@ -12,17 +12,28 @@ from typing import TYPE_CHECKING
 
 from wsss_nb.code_version import imported_modules
 from wsss_nb.errors import InputError
+from wsss_nb.files import atomic_path
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Notebook", "Parameter", "check_parameters", "find_notebooks", "parse_parameter", "read_notebook"]
+__all__ = [
+    "Notebook",
+    "Parameter",
+    "check_parameters",
+    "find_notebooks",
+    "keep_outputs",
+    "own_cells",
+    "parse_parameter",
+    "read_notebook",
+]
 
 Parameter = str | int | float | bool | None
 
 # 01-03 stand alone; each stage follows the one before; figures and tables read what all three wrote.
 _NEEDS = {"05": ("04",), "06": ("05",), "07": ("04", "05", "06"), "08": ("04", "05", "06")}
 _DRAW = frozenset({"07", "08"})
+_PAPERMILL_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,9 @@ def read_notebook(path: Path, needs: tuple[str, ...] = ()) -> Notebook:
     tagged = [cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise InputError(f"{path}: expected one cell tagged 'parameters', got {len(tagged)}")
-    cells = [[cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))] for cell in content.cells]
-    code = [cell.source for cell in content.cells if cell.cell_type == "code"]
+    own = own_cells(content)
+    cells = [[cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))] for cell in own]
+    code = [cell.source for cell in own if cell.cell_type == "code"]
     return Notebook(
         path=path,
         parameters=_literals(path, tagged[0].source),
@@ -108,6 +120,41 @@ def read_notebook(path: Path, needs: tuple[str, ...] = ()) -> Notebook:
         cells=len(cells),
         needs=needs,
     )
+
+
+def own_cells(content: NotebookNode) -> list[NotebookNode]:
+    """The cells of a notebook without those that papermill puts in."""
+    return [cell for cell in content.cells if not _PAPERMILL_TAGS & set(cell.metadata.get("tags", []))]
+
+
+def keep_outputs(path: Path, executed: Path) -> None:
+    """Put the outputs of an executed copy into the notebook itself, for readers who do not run it.
+
+    Sources, tags and parameters stay as they are, and so does everything `read_notebook` looks at.
+
+    Raises:
+        InputError: the copy has other cells.
+    """
+    import nbformat
+
+    content, copy = nbformat.read(path, as_version=4), nbformat.read(executed, as_version=4)
+    content.cells, done = own_cells(content), own_cells(copy)
+    if [cell.source for cell in content.cells] != [cell.source for cell in done]:
+        raise InputError(f"{executed}: expected the cells of {path}, got others; run it again")
+    count = 0
+    for cell, other in zip(content.cells, done, strict=True):
+        if cell.cell_type == "code":
+            count += bool(other.source.strip())
+            cell.outputs = other.outputs
+            cell.execution_count = count if other.source.strip() else None
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = count
+    content.metadata.pop("widgets", None)
+    if "widgets" in copy.metadata:
+        content.metadata["widgets"] = copy.metadata.widgets
+    with atomic_path(path) as temporary:
+        nbformat.write(content, temporary)
 
 
 def _literals(path: Path, source: str) -> dict[str, Parameter]:

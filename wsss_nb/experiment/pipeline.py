@@ -28,6 +28,7 @@ __all__ = ["Run", "Variant", "grid", "open_notebook_run", "open_run"]
 
 RESULTS = "results.json"
 OURS = "lambda1_fsl"
+_STAGE_MODULES = ("cam", "scoring", "affinitynet", "deeplab")
 OnEpoch = Callable[[History], None]
 
 
@@ -54,7 +55,7 @@ def grid(profile: Profile) -> list[Variant]:
 class Run:
     """One profile in one folder; made by :func:`open_run`.
 
-    Every method is a step or a row of steps: what is up to date is skipped, what was killed is resumed.
+    The code version is that of the opening, so that all processes of a run agree on it. Every method is a step or a row of steps: what is up to date is skipped, what was killed is resumed.
     """
 
     def __init__(self, profile: Profile, out: Path) -> None:
@@ -68,11 +69,10 @@ class Run:
 
     def _folder(self, root: Path, split: str) -> VOCFolder:
         folder = VOCFolder(root, split, labels=self.out / "data" / f"{split}.csv")
-        bad = set(self.prepared["bad"])
-        return folder.subset([name for name in folder.names if name not in bad]) if bad else folder
+        return folder.without(self.prepared["bad"])
 
     def _inputs(self, module: str, **values: Any) -> dict[str, Any]:
-        return {"code": code_version(f"wsss_nb.stages.{module}"), "data": self.prepared["hash"], **values}
+        return {"code": self.prepared["code"][module], "data": self.prepared["hash"], **values}
 
     # Stage 1
 
@@ -414,11 +414,14 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
         print(f"{root.name}: left out {len(report.bad)} bad images: {', '.join(sorted(report.bad))}", flush=True)
     bad = sorted(report.bad)
     for split, folder in folders.items():
-        good = folder.subset([name for name in folder.names if name not in report.bad])
+        good = folder.without(report.bad)
         write_labels(good, out / "data" / f"{split}.csv")
     relative = root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root)
     hashes = {split: folder.split_hash() for split, folder in folders.items()}
-    prepared = {"root": relative, "hash": step_key({"splits": hashes, "bad": bad})[:16], "bad": bad}
+    prepared = {
+        "root": relative, "hash": step_key({"splits": hashes, "bad": bad})[:16], "bad": bad,
+        "code": {module: code_version(f"wsss_nb.stages.{module}") for module in _STAGE_MODULES},
+    }  # fmt: skip
     write_json(out / "data" / "prepared.json", prepared)
     torch.set_num_threads(max(1, profile.workers))
     run = Run(profile, out)

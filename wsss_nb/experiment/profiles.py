@@ -114,16 +114,14 @@ def _quick() -> Profile:
 
 def _photos() -> Profile:
     """Photographs in VOC layout, EfficientNet-Lite0 with ImageNet weights: CPU in about an hour."""
-    sizes = ((224, 320), (320, 448))
-    views = ViewsConfig(cached=True, sizes=sizes)
+    views = ViewsConfig(cached=True, sizes=((224, 320),))
     optimizer = OptimizerConfig(learning_rate=0.005)
     cam = CamConfig(
-        epochs=30, batch_size=8, optimizer=optimizer, views=views, precision="bfloat16", num_samples=1,
+        epochs=20, batch_size=8, optimizer=optimizer, views=views, precision="bfloat16", num_samples=1,
         similarity_weight=0.5, mu=2.5, sigma=2.5, siamese=False, siamese_scale=0.5,
     )  # fmt: skip
     affinity = AffinityNetConfig(
-        epochs=4, batch_size=8, optimizer=optimizer, views=ViewsConfig(cached=True, sizes=((224, 320),)),
-        precision="bfloat16",
+        epochs=4, batch_size=8, optimizer=optimizer, views=views, precision="bfloat16",
     )  # fmt: skip
     return Profile(
         name="photos",
@@ -134,13 +132,13 @@ def _photos() -> Profile:
         baselines=("average", "seam"),
         workers=2,
         cam=cam,
-        seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 15}),
+        seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 8}),
         inference=InferenceConfig(scales=(1.0,), max_normalize=False),
         seam_inference=InferenceConfig(scales=(1.0,), background="threshold:0.3"),
         affinitynet=affinity,
         seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
         deeplab=DeepLabConfig(
-            epochs=12, batch_size=8, optimizer=optimizer, views=ViewsConfig(cached=True, sizes=((224, 320),)),
+            epochs=12, batch_size=8, optimizer=optimizer, views=views,
             precision="bfloat16", scales=(0.75, 1.0, 1.25),
         ),
     )  # fmt: skip

@@ -60,17 +60,20 @@ class Progress:
         if self.at_terminal:
             from tqdm import tqdm
 
+            shape = "{desc}: {bar}| cell {n_fmt} of {total_fmt}, {elapsed}{postfix}"
             self._bar = tqdm(
-                total=cells, desc=title, unit="cell", leave=False, file=self.stream, dynamic_ncols=True
+                total=cells, desc=title, bar_format=shape, leave=False, file=self.stream, dynamic_ncols=True
             )
         else:
             self.line(f"{title}: started")
 
     def on_cell_start(self, cell: NotebookNode, cell_index: int) -> None:
-        """A cell begins (the hook that nbclient calls)."""
-        self._cell = cell_index
+        """A cell begins (the hook that nbclient calls); the one papermill puts in is not counted."""
+        if "injected-parameters" in cell.get("metadata", {}).get("tags", []):
+            return
+        self._cell += 1
         if self._bar is not None:
-            self._bar.update(cell_index - self._bar.n)
+            self._bar.update()
 
     def write(self, text: str) -> int:
         """What the notebook prints (a file's method, for papermill)."""
@@ -88,7 +91,7 @@ class Progress:
             self._bar.set_postfix_str(self._said)
         elif time.monotonic() - self._reported >= self.interval:
             self._reported = time.monotonic()
-            where = f"cell {self._cell + 1} of {self._cells}, {duration(self._reported - self._begun)}"
+            where = f"cell {self._cell} of {self._cells}, {duration(self._reported - self._begun)}"
             self.line(f"{self._title}: {where}{': ' if self._said else ''}{self._said}")
 
     def end(self, text: str) -> None:

@@ -31,7 +31,7 @@ __all__ = ["Outcome", "Plan", "RunRequest", "notebook_key", "plan_run", "run_not
 
 # They say where a run works, not what it computes.
 _PLACES = frozenset({"out_dir", "run_dir", "data_root"})
-_SET_BY_RUN = _PLACES | {"profile", "overrides"}
+_SET_BY_RUN = _PLACES | {"profile", "overrides", "seed"}
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,14 @@ def plan_run(folder: Path, request: RunRequest) -> Plan:
     notebooks = find_notebooks(folder)
     known = sorted({name for notebook in notebooks for name in notebook.parameters} - _SET_BY_RUN)
     for name in request.parameters:
+        if name in _SET_BY_RUN:
+            raise InputError(
+                f"{name}: expected to be set by the run's own flags (--seeds, --data, --set, ...)"
+            )
         if name not in known:
-            raise InputError(f"{name}: expected a notebook parameter ({', '.join(known)}), got another name")
+            raise InputError(
+                f"{name}: expected a parameter of a notebook ({', '.join(known)}), got another name"
+            )
     by_word = {word: notebook.name for notebook in notebooks for word in (notebook.number, notebook.name)}
     for word in request.only:
         if word not in by_word:

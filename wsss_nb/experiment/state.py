@@ -21,6 +21,9 @@ from wsss_nb.files import read_json, write_json
 
 __all__ = ["NotebookRecord", "RunState", "count_rows", "folder_stamp", "run_lock", "written_files"]
 
+# Every run that is opened puts its data in order, so these files belong to no notebook.
+_NOT_OUTPUT = ("notebooks", "data")
+
 Status = Literal["running", "done", "failed"]
 
 
@@ -94,7 +97,7 @@ def count_rows(out_dir: Path) -> int:
 
 
 def written_files(out_dir: Path, since: float) -> set[str]:
-    """Files of a run folder written since a time, as relative paths, without the notebooks' own.
+    """Files of a run folder written since a time, as relative paths, without data and executed notebooks.
 
     Where a folder has a ``manifest.json``, that file alone stands for the folder: it is written last.
     """
@@ -102,7 +105,7 @@ def written_files(out_dir: Path, since: float) -> set[str]:
     for folder, folders, files in os.walk(out_dir):
         here = Path(folder)
         if here == out_dir:
-            folders[:] = [name for name in folders if name != "notebooks"]
+            folders[:] = [name for name in folders if name not in _NOT_OUTPUT]
         if "manifest.json" in files:
             files = ["manifest.json"]
             folders.clear()

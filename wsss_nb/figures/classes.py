@@ -58,11 +58,13 @@ def _percent(values: Sequence[float | None]) -> list[float]:
 
 
 def _plot_per_class(arrays: Arrays) -> Figure:
-    classes = arrays["classes"].tolist()
+    shown = np.flatnonzero(np.isfinite(arrays["iou"]).any(axis=0))
+    classes = [_short(name) for name in arrays["classes"][shown].tolist()]
     names = list(dict.fromkeys(arrays["series"].tolist()))
     single = scalar(arrays, "width") == "single"
     counts = [int((arrays["series"] == name).sum()) for name in names]
     extra = f"{'Mean ± s.d. of ' if max(counts) > 1 else ''}{seeds_text(counts)}."
+    extra += _left_out(len(arrays["classes"]) - len(shown))
     step = 0.17 + 0.012 * max(0, len(names) - 3) if len(classes) <= 25 else 0.135
     body = 0.55 + step * max(len(classes), 4)
     height = (2 * body if single else body) + top_legend_height(names, WIDTHS[scalar(arrays, "width")])
@@ -73,8 +75,10 @@ def _plot_per_class(arrays: Arrays) -> Figure:
     ):
         for number, name in enumerate(names):
             values = arrays[key][arrays["series"] == name]
-            mean, spread = mean_and_spread(values)
-            y = np.arange(len(mean)) + (key == "f")  # the background has no contour score
+            if key == "f":  # the background has no contour score
+                values = np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan)
+            mean, spread = mean_and_spread(values[:, shown])
+            y = np.arange(len(shown))
             shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
             axes.errorbar(
                 mean,
@@ -114,11 +118,19 @@ def _collect_confusion(run: Run, stage: str | None = None) -> Arrays:
 
 
 def _plot_confusion(arrays: Arrays) -> Figure:
-    classes, counts = arrays["classes"].tolist(), arrays["confusion"]
+    counts = arrays["confusion"]
+    shown = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1) > 0)
+    counts = counts[np.ix_(shown, shown)]
+    classes = [_short(name) for name in arrays["classes"][shown].tolist()]
     width = WIDTHS[scalar(arrays, "width")]
     k = len(classes)
-    extra = "Each row: where the pixels of a true class went, in percent; grey rows: class not in the split."
-    figure, _ = begin(arrays, min(6.6, max(1.9, 0.2 * k + 1.2)), extra=extra)
+    extra = "Each row: where the pixels of a true class went, in percent; grey rows: predicted only."
+    extra += _left_out(len(arrays["classes"]) - k)
+    size = 7 if k <= 12 else 6 if k <= 25 else 4.2
+    longest = max(map(len, classes))
+    upright = 0.62 * size * longest > 72 * (width - 1.6 - 0.0086 * size * longest) / k
+    below = 0.0086 * size * longest if upright else 0.15
+    figure, _ = begin(arrays, min(6.0, max(1.1, 0.2 * k)) + 0.7 + below, extra=extra)
     axes = figure.subplots()
     total = counts.sum(axis=1, keepdims=True)
     share = np.where(total > 0, 100 * counts / np.maximum(total, 1), np.nan)
@@ -135,8 +147,7 @@ def _plot_confusion(arrays: Arrays) -> Figure:
         linecolor="0.5",
         cbar_kws={"label": "share [%]"},
     )
-    size = 7 if k <= 12 else 6 if k <= 25 else 4.2
-    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=0 if k * size < 7 * width else 90, fontsize=size)
+    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=90 if upright else 0, fontsize=size)
     axes.set_yticks(np.arange(k) + 0.5, classes, rotation=0, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -144,6 +155,14 @@ def _plot_confusion(arrays: Arrays) -> Figure:
     axes.set_facecolor("0.88")
     axes.set_title(f"{scalar(arrays, 'stage')}, pixels of {seeds_text([len(arrays['seeds'])])}")
     return figure
+
+
+def _left_out(count: int) -> str:
+    return f" Classes that do not occur are left out ({count})." if count else ""
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:21]}…"
 
 
 def _collect_coverage(run: Run) -> Arrays:
@@ -174,7 +193,11 @@ def _variant_order(cam: CamResult) -> tuple[object, ...]:
 def _plot_coverage(arrays: Arrays) -> Figure:
     names = list(dict.fromkeys(arrays["variant"].tolist()))
     counts = [int((arrays["variant"] == name).sum()) for name in names]
-    extra = "Share of the head's, the body's and the background's pixels that the pseudo-labels have right."
+    many = "Mean ± s.d. of " if max(counts) > 1 else ""
+    extra = (
+        "Share of the head's, the body's and the background's pixels that the pseudo-labels have right. "
+        f"{many}{seeds_text(counts)}."
+    )
     figure, _ = begin(arrays, 0.75 + 0.2 * len(names), extra=extra)
     axes = figure.subplots()
     for number, part in enumerate(_PARTS):
@@ -201,8 +224,7 @@ def _plot_coverage(arrays: Arrays) -> Figure:
     axes.set_yticks(np.arange(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
-    what = "mean ± s.d." if max(counts) > 1 else "value"
-    axes.set_xlabel(f"share of pixels predicted right ({what}, {seeds_text(counts)})")
+    axes.set_xlabel("share of pixels predicted right")
     top_legend(figure, axes)
     return figure
 

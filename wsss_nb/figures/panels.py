@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -200,30 +201,34 @@ def _plot_panels(arrays: Arrays) -> Figure:
     legend = legend_height(labels, classes, width - 0.05)
     has_scale = any(arrays[name].dtype.kind == "f" for name in arrays if name.startswith("panel_"))
     scale = 0.34 if has_scale else 0.0
-    head = 0.3 if groups else 0.2
+    titles = columns if groups else [f"({chr(ord('a') + i)}) {title}" for i, title in enumerate(columns)]
+    titles, title_size = _column_titles(titles, cell)
+    head = 0.06 + 0.018 * title_size * (1 + max(title.count("\n") for title in titles))
+    head += 0.12 if groups else 0.0
     height = head + sum(heights) + _GAP * lines + 0.06 + scale + legend
     figure, foot = begin(arrays, height, extra=scalar(arrays, "chosen"), layout=False)
     total = figure.get_size_inches()[1]
     top = total - head
-    titles = [_row_name(arrays, row) for row in range(rows)]
-    longest = max(1, *map(len, titles))
-    size = float(np.clip(72 * min(heights) / (0.6 * longest), 3.5, 6.5))
+    names = [_row_name(arrays, row) for row in range(rows)]
+    longest = max(1, *map(len, names))
+    size = float(np.clip(72 * min(heights) / (0.62 * longest), 3.5, 6.5))
+    fit = int(72 * min(heights) / (0.62 * size))
+    names = [name if len(name) <= fit else f"{name[: fit - 1]}…" for name in names]
     for line, indices in enumerate(order):
         for block, index in enumerate(indices):
             left = 0.03 + block * (width - 0.05) / across
             if groups and line == 0:
                 figure.text(left / width, (total - 0.02) / total, groups[index], va="top", fontweight="bold")
-            for column, title in enumerate(columns):
+            for column, title in enumerate(titles):
                 x = left + label + column * (cell + _GAP)
                 axes = figure.add_axes(
                     (x / width, (top - heights[line]) / total, cell / width, heights[line] / total)
                 )
                 _draw_panel(axes, arrays, int(index), column)
                 if line == 0:
-                    letter = "" if groups else f"({chr(ord('a') + column)}) "
-                    axes.set_title(letter + title, fontsize=_title_size(cell, columns), pad=2.5)
+                    axes.set_title(title, fontsize=title_size, pad=2.5, linespacing=1.1)
                 if column == 0:
-                    axes.set_ylabel(titles[index], fontsize=size, labelpad=2)
+                    axes.set_ylabel(names[index], fontsize=size, labelpad=2)
         top -= heights[line] + _GAP
     class_legend(figure, labels, classes, bottom=foot + 0.01)
     if has_scale:
@@ -231,9 +236,12 @@ def _plot_panels(arrays: Arrays) -> Figure:
     return figure
 
 
-def _title_size(cell: float, columns: Sequence[str]) -> float:
-    longest = max(len(title) for title in columns) + 4
-    return float(np.clip(72 * cell / (0.56 * longest), 4.0, 7.5))
+def _column_titles(columns: Sequence[str], cell: float) -> tuple[list[str], float]:
+    """Titles that fit a panel of ``cell`` inches, over two or three lines if they must, and their size."""
+    longest = max(map(len, columns))
+    size = float(np.clip(72 * cell / (0.56 * longest), 5.5, 7.5))
+    fit = max(8, int(72 * cell / (0.56 * size)))
+    return ["\n".join(textwrap.wrap(title, fit)) for title in columns], size
 
 
 def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int) -> None:
@@ -308,10 +316,13 @@ def _activation_scale(figure: Figure, bottom: float) -> None:
     )
     bar.outline.set_linewidth(0.4)
     axes.tick_params(labelsize=6, length=2, pad=1)
+    text = "foreground activation"
+    if width > WIDTHS["single"]:
+        text += ", largest over the image's classes; the same scale in every picture"
     figure.text(
         1.82 / width,
         (bottom + 0.235) / height,
-        "foreground activation, largest over the image's classes; the same scale in every picture",
+        text,
         fontsize=6,
         va="center",
     )

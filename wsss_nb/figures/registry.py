@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from wsss_nb.errors import InputError
 from wsss_nb.figures import classes, curves, panels
@@ -18,7 +19,16 @@ from wsss_nb.figures.style import Arrays, house_style
 from wsss_nb.files import atomic_path, read_json, sha256_file, write_json
 from wsss_nb.results import Run, load_run
 
-__all__ = ["FIGURES", "FOLDER", "TABLE_NAMES", "figure_png", "make_figure", "publish_figures", "save_figure"]
+__all__ = [
+    "FIGURES",
+    "FOLDER",
+    "TABLE_NAMES",
+    "figure_png",
+    "make_figure",
+    "publish_figures",
+    "remove_files",
+    "save_figure",
+]
 
 FIGURES: dict[str, FigureSpec] = {
     spec.name: spec
@@ -80,7 +90,7 @@ def save_figure(
             raise ValueError(f"arrays[{key!r}]: expected numbers or text, got dtype object")
     folder = Path(folder)
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in (*_FORMATS, "npz", "json")}
-    paths["json"].unlink(missing_ok=True)
+    remove_files([paths["json"]])
     with house_style():
         for suffix, metadata in _FORMATS.items():
             with atomic_path(paths[suffix]) as temporary:
@@ -109,9 +119,10 @@ def make_figure(
     if name not in FIGURES:
         raise InputError(f"figure: expected one of {', '.join(FIGURES)}, got {name!r}")
     spec, folder = FIGURES[name], Path(folder)
-    for width in spec.widths:
-        for suffix in (*_FORMATS, "npz", "json"):
-            (folder / f"{_file_name(spec, width)}.{suffix}").unlink(missing_ok=True)
+    suffixes = (*_FORMATS, "npz", "json")
+    remove_files(
+        folder / f"{_file_name(spec, width)}.{suffix}" for width in spec.widths for suffix in suffixes
+    )
     figures = []
     for width in spec.widths:
         figure, arrays = spec(run, width=width, **options)
@@ -129,11 +140,28 @@ def make_figure(
     return figures[0]
 
 
-def figure_png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as PNG bytes, for a notebook or a widget."""
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove files, present or not.
+
+    Raises:
+        InputError: their folder cannot be written to.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: expected a writable place, got {error.strerror or error}") from error
+
+
+def figure_png(figure: Figure, dpi: int = 125) -> bytes:
+    """The figure as a small PNG (256 colours), for a notebook or a widget."""
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format="png", metadata=_FORMATS["png"], dpi=dpi)
+    with Image.open(buffer) as full:
+        small = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

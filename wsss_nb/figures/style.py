@@ -267,8 +267,8 @@ def shared_protocol(entries: Sequence[CamResult | StageResult], run: Run) -> str
     for title, group in groups.items():
         own: dict[str, Any] = {}
         for key in keys:
-            values = list(dict.fromkeys(_plain(protocol.get(key)) for protocol in group))
-            if key not in common:
+            values = list(dict.fromkeys(_plain(protocol[key]) for protocol in group if key in protocol))
+            if values and key not in common:
                 own[key] = group[0].get(key) if len(values) == 1 else " or ".join(values)
         differing.setdefault(describe_protocol(own), []).append(title)
     parts = [describe_protocol(common)]

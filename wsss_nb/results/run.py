@@ -194,8 +194,9 @@ class Run:
         folder = VOCFolder(self._find_data(), self._split())
         if folder.classes != self.classes:
             raise InputError(
-                f"data_root: expected the run's {len(self.classes)} classes ({', '.join(self.classes[1:4])}...), "
-                f"got {len(folder.classes)} ({', '.join(folder.classes[1:4])}...) in {folder.root}"
+                f"data_root: expected the run's {len(self.classes)} classes "
+                f"({', '.join(self.classes[1:4])}...), got {len(folder.classes)} "
+                f"({', '.join(folder.classes[1:4])}...) in {folder.root}"
             )
         return folder
 
@@ -213,10 +214,9 @@ class Run:
                 raise InputError(f"data_root: expected a folder with JPEGImages, got {self.data_root}")
             return Path(self.data_root)
         recorded = self.results.data.root
-        places = [self.folder / recorded, self.folder.parent.parent / recorded] if recorded else []
-        for place in places:  # an absolute path stays itself when joined
-            if (place / "JPEGImages").is_dir():
-                return place
+        place = self.folder / recorded  # an absolute path stays itself when joined
+        if recorded and (place / "JPEGImages").is_dir():
+            return place
         raise NotInRun(
             f"data_root: expected the run's data set, got nothing at {recorded or '(no place recorded)'}; "
             "give its folder on this machine to see pictures (plots and tables do without)"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity, random_walk
-from wsss_nb.crf import CRFConfig, dense_crf
+from wsss_nb.crf import CRFConfig, dense_crf_many
 from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
@@ -23,7 +23,6 @@ from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
-from wsss_nb.workers import in_order
 
 __all__ = [
     "confident_labels",
@@ -58,10 +57,6 @@ def _scores(cam: np.ndarray, alpha: float) -> np.ndarray:
     return add_background(torch.from_numpy(cam), rule).numpy()
 
 
-def _both_crf_maps(image: np.ndarray, cam: np.ndarray, alphas: tuple[float, float], config: CRFConfig) -> list[np.ndarray]:
-    return [dense_crf(image, _scores(cam, alpha), config=config).astype(np.float16) for alpha in alphas]
-
-
 def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path, workers: int) -> None:
     """Dense CRF on every CAM twice, with the background amplified and weakened: ``out/NAME.npz``.
 
@@ -72,15 +67,20 @@ def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
     todo = [name for name in folder.names if not (out / f"{name}.npz").exists()]
     alphas = (config.alpha_amplified, config.alpha_weakened)
 
-    def jobs() -> Iterator[tuple[Any, ...]]:
+    def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for name in todo:
-            yield folder.image(name), load_cam_file(cams / f"{name}.npz")[1], alphas, crf_config(config.crf)
+            image, cam = folder.image(name), load_cam_file(cams / f"{name}.npz")[1]
+            for alpha in alphas:
+                yield image, _scores(cam, alpha)
 
-    results = in_order(_both_crf_maps, jobs(), workers)
-    for name, (amplified, weakened) in progress(zip(todo, results, strict=True), "CRF", len(todo)):
+    results = dense_crf_many(jobs(), crf_config(config.crf), workers)
+    for name in progress(todo, "CRF"):
+        amplified, weakened = next(results), next(results)
         classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])
         with atomic_path(out / f"{name}.npz") as temporary:
-            np.savez_compressed(temporary, classes=classes, amplified=amplified, weakened=weakened)
+            np.savez_compressed(
+                temporary, classes=classes, amplified=amplified.astype(np.float16), weakened=weakened.astype(np.float16)
+            )
 
 
 def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.crf import CRFConfig, dense_crf
+from wsss_nb.crf import dense_crf_many
 from wsss_nb.data import VOCFolder, read_label_map, save_label_map
 from wsss_nb.models import create_deeplab
 from wsss_nb.stages.affinitynet import crf_config
@@ -20,7 +20,6 @@ from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
-from wsss_nb.workers import in_order
 
 __all__ = ["load_deeplab", "predict", "train_deeplab", "write_predictions"]
 
@@ -92,24 +91,21 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     return torch.stack(views).mean(0).softmax(0).cpu().numpy()
 
 
-def _labelled(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig | None) -> np.ndarray:
-    refined = probabilities if config is None else dense_crf(image, probabilities, config=config)
-    return refined.argmax(0).astype(np.uint8)
-
-
 def write_predictions(net: Any, folder: VOCFolder, config: DeepLabConfig, out: Path, workers: int) -> None:
     """Label maps of the split, ``out/NAME.png``, with the CRF in worker processes; files that exist are kept.
 
     No image-level labels are used: this is the final segmentation.
     """
     todo = [name for name in folder.names if not (out / f"{name}.png").exists()]
-    crf = None if config.crf is None else crf_config(config.crf)
 
-    def jobs() -> Iterator[tuple[Any, ...]]:
+    def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for name in todo:
             image = folder.image(name)
-            yield image, predict(net, image, config), crf
+            yield image, predict(net, image, config)
 
-    results = in_order(_labelled, jobs(), workers)
-    for name, labels in progress(zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)):
-        save_label_map(out / f"{name}.png", labels)
+    if config.crf is None:
+        results: Iterator[np.ndarray] = (probabilities for _, probabilities in jobs())
+    else:
+        results = dense_crf_many(jobs(), crf_config(config.crf), workers)
+    for name, scores in progress(zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)):
+        save_label_map(out / f"{name}.png", scores.argmax(0).astype(np.uint8))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss_nb.errors import InputError
+from wsss_nb.figures.registry import remove_files
 from wsss_nb.files import atomic_path, sha256_file, write_json
 from wsss_nb.results import Run
 from wsss_nb.tables.content import table_1, table_2, table_cost, table_sweep
@@ -54,7 +55,7 @@ def save_table(table: Table, folder: str | Path, manifest: Mapping[str, Any]) ->
     """
     folder = Path(folder)
     paths = {suffix: folder / f"{table.name}.{suffix}" for suffix in _SUFFIXES}
-    paths["json"].unlink(missing_ok=True)
+    remove_files([paths["json"]])
     texts = {"csv": table.to_csv(), "md": table.to_markdown(), "tex": table.to_latex()}
     for suffix, text in texts.items():
         with atomic_path(paths[suffix]) as temporary:
@@ -81,8 +82,7 @@ def make_table(name: str, run: Run, folder: str | Path, manifest: Mapping[str, A
     """
     if name not in TABLES:
         raise InputError(f"table: expected one of {', '.join(TABLES)}, got {name!r}")
-    for suffix in _SUFFIXES:
-        (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
+    remove_files(Path(folder) / f"{name}.{suffix}" for suffix in _SUFFIXES)
     table = TABLES[name](run)
     save_table(table, folder, manifest)
     return table

@@ -29,7 +29,7 @@ from wsss_nb.widgets.explorers import (
     SimilarityExplorer,
     imitated_example,
 )
-from wsss_nb.widgets.lessons import FishBatch, cams, draw_fish, score_cams, train_in_seconds
+from wsss_nb.widgets.lessons import FishBatch, draw_fish, fish_cams, frozen_features, score_cams, train_head
 from wsss_nb.widgets.maps import boundary, color_labels, color_signed, color_unit, draw_boundary, overlay
 from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
 from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
@@ -49,7 +49,8 @@ __all__ = [
     "SimilarityExplorer",
     "activation",
     "boundary",
-    "cams",
+    "fish_cams",
+    "frozen_features",
     "class_logits",
     "class_name",
     "color_labels",
@@ -74,5 +75,5 @@ __all__ = [
     "similarity_field",
     "snap_example",
     "to_tensor",
-    "train_in_seconds",
+    "train_head",
 ]

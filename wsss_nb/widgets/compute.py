@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss_nb.cam import class_activation_map
+from wsss_nb.data.synthetic import synthetic_sample
 from wsss_nb.metrics import confusion_matrix, contour_f, contour_matches
 from wsss_nb.models import create_imagenet_classifier
 from wsss_nb.pseudo_labels import add_background, label_map
@@ -170,11 +171,18 @@ def descend(
 
 
 def snap_example(name: str, size: int = 56) -> tuple[Tensor, Tensor, npt.NDArray[np.bool_] | None]:
-    """A photograph at map size with the diffuse CAM of its first class, and its mask.
+    """An image at map size with a diffuse map of its object, and the object's mask.
+
+    Args:
+        name: a photograph, with the CAM of its first class, or "fish": a synthetic image, whose CAM is imitated by
+            blurring the mask.
+        size: of the map in pixels.
 
     Returns:
         image (1, 3, size, size), foreground (size, size) in 0..1, mask (size, size) or None.
     """
+    if name == "fish":
+        return _imitated_cam(size)
     photo = load_photo(name)
     image = F.interpolate(to_tensor(photo.image), size=(size, size), mode="area")
     coarse = activation(photo_logits(name, 16), photo.classes[0])
@@ -183,3 +191,15 @@ def snap_example(name: str, size: int = 56) -> tuple[Tensor, Tensor, npt.NDArray
         return image, foreground, None
     mask = F.interpolate(torch.from_numpy(photo.mask)[None, None].float(), size=(size, size), mode="area")
     return image, foreground, mask[0, 0].numpy() > 0.5
+
+
+def _imitated_cam(size: int) -> tuple[Tensor, Tensor, npt.NDArray[np.bool_]]:
+    sample = synthetic_sample(0, "val", 3, size=2 * size)
+    image = F.interpolate(to_tensor(sample.image), size=(size, size), mode="area")
+    mask = torch.from_numpy(sample.mask > 0)[None, None].float()
+    blurred = F.interpolate(mask, size=(size, size), mode="area")
+    for radius in (size // 12, size // 20):
+        padded = F.pad(blurred, (radius,) * 4, mode="replicate")
+        blurred = F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+    sharp = F.interpolate(mask, size=(size, size), mode="area")[0, 0] > 0.5
+    return image, 0.95 * (blurred / blurred.max())[0, 0], sharp.numpy()

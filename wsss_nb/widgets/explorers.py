@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import ipywidgets
 import numpy as np
@@ -42,8 +42,10 @@ class Explorer(ipywidgets.VBox):
     A subclass makes the controls and draws; nothing it raises reaches the kernel's event loop.
     """
 
+    encoding: Literal["png", "jpeg"] = "png"
+
     def __init__(self, controls: Sequence[ipywidgets.Widget], width: int) -> None:
-        self.picture = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": f"{width}px"})
+        self.picture = ipywidgets.Image(format=self.encoding, layout={"width": "100%", "max_width": f"{width}px"})
         self.words = ipywidgets.HTML()
         self.values: dict[str, float] = {}
         self._quiet = False
@@ -66,7 +68,7 @@ class Explorer(ipywidgets.VBox):
             self.say(str(error), problem=True)
             return
         self.values = dict(picture.values)
-        self.picture.value = picture.png
+        self.picture.value = picture.png() if self.encoding == "png" else picture.jpeg()
         self.picture.tooltip = picture.alt
         self.say(picture.alt)
 
@@ -111,6 +113,8 @@ class CamExplorer(Explorer):
     Args:
         photo: name of the photograph to begin with.
     """
+
+    encoding = "jpeg"
 
     def __init__(self, photo: str = "coffee") -> None:
         self.photo_menu = _menu([(load_photo(name).title, name) for name in PHOTOS], "photograph")
@@ -292,16 +296,17 @@ class SamplingExplorer(Explorer):
 
 
 class SimilarityExplorer(Explorer):
-    """Eq. 6-8 around a pixel of a photograph; "descend" lets the map follow the loss.
+    """Eq. 6-8 around a pixel of an image; "descend" lets the map follow the loss.
 
     Args:
-        photo: name of the photograph to begin with.
+        photo: name of the photograph to begin with, or "fish".
         size: of the map in pixels.
     """
 
     def __init__(self, photo: str = "coffee", size: int = 56) -> None:
         self.size = size
-        self.photo_menu = _menu([(load_photo(name).title, name) for name in PHOTOS], "photograph")
+        names = [(load_photo(name).title, name) for name in PHOTOS]
+        self.photo_menu = _menu([*names, ("Synthetic fish", "fish")], "image")
         self.photo_menu.value = photo
         self.mu = _slider(2.5, -2, 6, 0.1, "μ")
         self.sigma = _slider(3.0, 0.5, 12, 0.1, "σ (map pixels)")

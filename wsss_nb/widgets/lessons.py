@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsss_nb.cam import class_activation_map, condition_on_labels
 from wsss_nb.data.synthetic import FISH, synthetic_sample
 from wsss_nb.metrics import ContourFScore, MeanIoU, PartCoverage
-from wsss_nb.models import CamNet, create_cam_net
+from wsss_nb.models import create_cam_net
 
-__all__ = ["FishBatch", "cams", "draw_fish", "score_cams", "train_in_seconds"]
+__all__ = ["FishBatch", "draw_fish", "fish_cams", "frozen_features", "score_cams", "train_head"]
 
 Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -30,14 +30,19 @@ class FishBatch:
     parts: Tensor
     names: tuple[str, ...]
 
+    def picture(self, index: int) -> np.ndarray:
+        """One image as (S, S, 3) uint8."""
+        return (self.images[index] * 255).round().byte().permute(1, 2, 0).numpy()
 
-def draw_fish(
-    count: int, split: str = "train", seed: int = 0, size: int = 64, num_classes: int = 4, clutter: float = 0.3
-) -> FishBatch:
-    """Draw images of the synthetic data set into memory; K = num_classes counts the background."""
-    samples = [
-        synthetic_sample(seed, split, i, size=size, num_classes=num_classes, clutter=clutter) for i in range(count)
-    ]
+
+def draw_fish(count: int, split: str = "train", seed: int = 0, size: int = 96, num_classes: int = 4) -> FishBatch:
+    """Draw images of the synthetic data set into memory; K = num_classes counts the background.
+
+    Example:
+        >>> draw_fish(2).labels.shape
+        torch.Size([2, 4])
+    """
+    samples = [synthetic_sample(seed, split, i, size=size, num_classes=num_classes) for i in range(count)]
     labels = torch.zeros(count, num_classes)
     for row, sample in zip(labels, samples, strict=True):
         row[[0, *sample.classes]] = 1
@@ -48,73 +53,93 @@ def draw_fish(
     return FishBatch(images.contiguous(), labels, masks, parts, names)
 
 
-def train_in_seconds(
+def frozen_features(images: Tensor, side: int = 320) -> Tensor:
+    """Features of EfficientNet-Lite0's frozen blocks (ImageNet weights) on enlarged images, standardised.
+
+    Args:
+        images: (N, 3, S, S) in 0..1.
+        side: they are enlarged to this many pixels.
+
+    Returns:
+        (N, 112, side / 16, side / 16), each channel with mean 0 and standard deviation 1.
+    """
+    net = create_cam_net("efficientnet_lite0", 2).eval()
+    with torch.inference_mode():
+        large = (F.interpolate(part, size=(side, side), mode="bilinear") for part in images.split(16))
+        features = torch.cat([net.frozen(part) for part in large])
+    mean, std = features.mean((0, 2, 3), keepdim=True), features.std((0, 2, 3), keepdim=True)
+    return ((features - mean) / (std + 1e-3)).clone()
+
+
+def train_head(
     loss_of: Loss,
-    fish: FishBatch,
+    features: Tensor,
+    labels: Tensor,
     *,
     steps: int = 250,
-    learning_rate: float = 0.05,
+    learning_rate: float = 3e-3,
     batch_size: int = 16,
     seed: int = 0,
-    net: CamNet | None = None,
-    watch: Callable[[int, CamNet], None] | None = None,
-) -> tuple[CamNet, list[float]]:
-    """Train the tiny CAM network (without its PCM) on image-level labels; SGD, polynomial decay, flips
-    and quarter turns.
+    head: nn.Module | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> tuple[nn.Module, list[float]]:
+    """Train a small head (1x1 convolution, ReLU, 1x1 convolution) on image-level labels; AdamW.
 
     Args:
         loss_of: loss of logits (B, K, h, w) and labels (B, K), given a random generator.
-        fish: training images.
+        features: (N, C, h, w), see `frozen_features`.
+        labels: (N, K).
         steps: number of batches.
-        learning_rate: of the first step.
+        learning_rate: constant.
         batch_size: images in a batch.
         seed: of the weights, the batches and the draws.
-        net: network to go on with (it is changed); a fresh one if None.
-        watch: called with the step number (0 first, ``steps`` last) and the network in eval mode.
+        head: go on with a copy of this one; a fresh one if None.
+        watch: called with the step number (0 first, ``steps`` last) and the head.
 
     Returns:
-        The network in eval mode and the loss of every step.
+        The head, features to logits, and the loss of every step.
     """
-    if net is None:
-        torch.manual_seed(seed)
-        net = create_cam_net("tiny", fish.labels.shape[1], pretrained=False, batch_norm="train", dropout=0.0)
-    weights = [*net.backbone.parameters(), *net.fc8.parameters()]
-    optimizer = torch.optim.SGD(weights, learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 0.9)
+    torch.manual_seed(seed)
+    trained = nn.Sequential(
+        nn.Conv2d(features.shape[1], 64, 1), nn.ReLU(), nn.Conv2d(64, labels.shape[1], 1, bias=False)
+    )
+    if head is not None:
+        trained.load_state_dict(head.state_dict())
+    optimizer = torch.optim.AdamW(trained.parameters(), learning_rate, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
-    for step in range(steps):
-        if watch is not None:
-            watch(step, net.eval())
-        net.train()
-        chosen = torch.randint(len(fish.images), (batch_size,), generator=generator)
-        images = fish.images[chosen]
-        for axis in (2, 3):
-            if torch.rand((), generator=generator) < 0.5:
-                images = images.flip(axis)
-        if torch.rand((), generator=generator) < 0.5:
-            images = images.transpose(2, 3)
-        loss = loss_of(net(images, revise=False).logits, fish.labels[chosen], generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # layers this small only wait for each other on several
+    try:
+        for step in range(steps):
+            if watch is not None:
+                watch(step, trained)
+            chosen = torch.randint(len(features), (batch_size,), generator=generator)
+            loss = loss_of(trained(features[chosen]), labels[chosen], generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    finally:
+        torch.set_num_threads(threads)
     if watch is not None:
-        watch(steps, net.eval())
-    return net.eval(), losses
+        watch(steps, trained)
+    return trained.requires_grad_(False), losses
 
 
-def cams(net: CamNet, fish: FishBatch) -> Tensor:
-    """Maps of Eq. 1, conditioned on the image-level labels, at image size, (N, K, S, S)."""
-    with torch.inference_mode():
-        logits = net(fish.images, revise=False).logits
-        maps = condition_on_labels(class_activation_map(logits), fish.labels)
-        return F.interpolate(maps, size=fish.images.shape[2:], mode="bilinear")
+def fish_cams(head: nn.Module, features: Tensor, labels: Tensor, size: int = 96) -> Tensor:
+    """Maps of Eq. 1, conditioned on the image-level labels, at image size, (N, K, size, size)."""
+    with torch.no_grad():
+        maps = condition_on_labels(class_activation_map(head(features)), labels)
+        return F.interpolate(maps, size=(size, size), mode="bilinear")
 
 
 def score_cams(maps: Tensor, fish: FishBatch) -> dict[str, float]:
-    """Argmax of maps (N, K, S, S) against the masks: head, body, background (fractions found), miou, contour_f."""
+    """Argmax of maps (N, K, S, S) against the masks.
+
+    Returns:
+        Fractions of "head", "body" and "background" pixels found, "miou" and "contour_f", all in 0..1.
+    """
     found = maps.argmax(1).to(torch.uint8)
     parts, miou, contour = PartCoverage(), MeanIoU(maps.shape[1]), ContourFScore(maps.shape[1])
     parts.update(found, fish.masks, fish.parts)

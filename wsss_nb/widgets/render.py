@@ -85,7 +85,7 @@ def render_panels(
             _draw_panel(canvas, panel, x, y, panel_width)
             x += width
         y += height
-    return Picture(canvas.png(), alt, dict(values or {}))
+    return Picture(canvas.pixels(), alt, dict(values or {}))
 
 
 def _draw_panel(canvas: Canvas, panel: Panel, x: int, y: int, width: int) -> None:
@@ -107,9 +107,14 @@ def _draw_panel(canvas: Canvas, panel: Panel, x: int, y: int, width: int) -> Non
             canvas.color_bar(bar, ACTIVATION, ("0", "0.5", "1"))
         else:
             limit = float(panel.legend)
-            canvas.color_bar(bar, DIVERGING, (f"−{limit:.2g}", "0", f"+{limit:.2g}"))
+            canvas.color_bar(bar, DIVERGING, (f"−{_short(limit)}", "0", f"+{_short(limit)}"))
     if panel.note:
         canvas.text(x, box.y + box.height + 4, panel.note, size=11, color=GREY)
+
+
+def _short(value: float) -> str:
+    """Two digits that fit beside a colour bar."""
+    return f"{value:.2g}" if value >= 0.01 else f"{value:.1e}".replace("e-0", "e-")
 
 
 def render_cam(
@@ -333,7 +338,7 @@ def render_similarity(
         f"with cross-over at dissimilarity {values['cross_over']:.3f}, spatial weight, attraction and repulsion, and "
         f"the gradient; loss {loss:.5f}."
     )
-    return Picture(canvas.png(), alt, values)
+    return Picture(canvas.pixels(), alt, values)
 
 
 def _draw_curve(

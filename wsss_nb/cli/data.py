@@ -1,18 +1,19 @@
-"""The ``wsss-nb data`` commands: make, convert and check data sets."""
+"""``wsss-nb data``: make, convert and check data sets."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from wsss_nb.cli.parser import Parser
 from wsss_nb.errors import InputError
 
-__all__ = ["add_data_commands"]
+__all__ = ["add_data"]
 
 
-def add_data_commands(parser: argparse.ArgumentParser, parser_class: type[argparse.ArgumentParser]) -> None:
+def add_data(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the commands ``synthetic``, ``msrc``, ``labels`` and ``check``."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=parser_class)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=Parser)
 
     synthetic = kinds.add_parser(
         "synthetic", help="write the synthetic data set", description="Write it in VOC layout."

@@ -1,0 +1,801 @@
+"""Figures: numbers and pictures are those of the run, files are reproducible, faces are honest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from fake_run import make_fake_run
+from matplotlib.text import Text
+from PIL import Image
+
+from wsss_nb.data.palette import colorize
+from wsss_nb.errors import InputError
+from wsss_nb.figures import (
+    FIGURES,
+    background_threshold,
+    confusion,
+    cost,
+    coverage,
+    figure_1,
+    figure_2,
+    figure_3,
+    figure_png,
+    gallery,
+    make_figure,
+    mu_sigma,
+    per_class,
+    publish_figures,
+    save_figure,
+)
+from wsss_nb.figures.images import MAX_IMAGES, candidates, image_confusion, image_mious, image_scores, typical
+from wsss_nb.figures.style import (
+    describe_protocol,
+    mean_and_spread,
+    seeds_text,
+    shared_protocol,
+    variant_title,
+)
+from wsss_nb.published import FIGURE_2_READING, TABLE_1
+from wsss_nb.results import NotInRun, load_run
+
+SIZE = (24, 32)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return make_fake_run(tmp_path_factory.mktemp("runs") / "quick", num_val=7, weights=(0.0, 0.5, 1.0))
+
+
+@pytest.fixture(scope="module")
+def run(run_dir):
+    return load_run(run_dir)
+
+
+@pytest.fixture
+def changed(run_dir, tmp_path):
+    """A function that gives the run with results.json changed; pictures and data stay where they are."""
+
+    def change(edit):
+        folder = tmp_path / "changed"
+        folder.mkdir(exist_ok=True)
+        for name in ("cam", "affinitynet", "deeplab", "data"):
+            if not (folder / name).exists():
+                (folder / name).symlink_to(run_dir / name)
+        results = json.loads((run_dir / "results.json").read_text())
+        edit(results)
+        (folder / "results.json").write_text(json.dumps(results))
+        return load_run(folder)
+
+    return change
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def face(figure):
+    """All text in the figure, with line breaks of the foot undone."""
+    return " ".join(" ".join(texts(figure)).split())
+
+
+def outside(figure):
+    """Texts that stick out of the figure; tick labels beyond an axis' limits are not drawn."""
+    renderer, box = figure.canvas.get_renderer(), figure.bbox
+    hidden = set()
+    for axes in figure.axes:
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            low, high = sorted(limits)
+            for tick in axis.get_major_ticks():
+                if not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                    hidden |= {tick.label1, tick.label2}
+    found = []
+    for text in figure.findobj(Text):
+        extent = text.get_window_extent(renderer)
+        if text in hidden or not text.get_text().strip() or extent.width == 0:
+            continue
+        if min(extent.x0, extent.y0) < -1 or extent.x1 > box.x1 + 1 or extent.y1 > box.y1 + 1:
+            found.append(text.get_text())
+    return found
+
+
+# Small numbers
+
+
+def test_image_confusion_and_miou_by_hand():
+    target = np.array([[0, 0, 1], [1, 255, 2]], dtype=np.uint8)
+    prediction = np.array([[0, 1, 1], [1, 2, 0]], dtype=np.uint8)
+    counts = image_confusion(prediction, target, 4)
+    assert counts.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    # background 1/3, class 1 2/3, class 2 0/1, class 3 occurs nowhere
+    assert image_mious(counts) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
+    assert np.isnan(image_mious(np.zeros((4, 4))))
+
+
+def test_mean_and_spread_by_hand():
+    mean, spread = mean_and_spread(np.array([[1.0, 5.0, np.nan], [3.0, np.nan, np.nan]]))
+    np.testing.assert_allclose(mean, [2, 5, np.nan])
+    np.testing.assert_allclose(spread, [np.sqrt(2), np.nan, np.nan])
+
+
+def test_seeds_text():
+    assert seeds_text([1, 1]) == "1 seed"
+    assert seeds_text([3]) == "3 seeds"
+    assert seeds_text([3, 1, 2]) == "1 to 3 seeds"
+
+
+def test_describe_protocol():
+    protocol = {
+        "split": "val",
+        "crf": False,
+        "scales": [0.5, 1.0],
+        "flips": True,
+        "void": "masked",
+        "beta": 8.0,
+    }
+    assert describe_protocol(protocol) == (
+        "val split, no CRF, scales 0.5 1, with flips, void masked in contour F, beta 8"
+    )
+    assert describe_protocol({"crf": {"iterations": 1, "bilateral_sxy": 20.0}, "image_labels": False}) == (
+        "CRF (iterations 1, bilateral sxy 20), no image labels used"
+    )
+
+
+def test_shared_protocol_names_what_differs(run):
+    same = shared_protocol(run.stages("cam"), run)
+    assert same == (
+        "Protocol: val split, 7 images, background rule complement, no CRF, scales 1, with flips, "
+        "image labels used, void as background in contour F, backbone tiny."
+    )
+    both = shared_protocol([*run.stages("cam"), *run.stages("deeplab")], run)
+    assert "CAMs: background rule complement, no CRF, image labels used" in both
+    assert "DeepLab-v1: background rule network, CRF (iterations 1, bilateral sxy 20)" in both
+    assert "seed" not in both
+
+
+def test_shared_protocol_is_silent_about_what_a_stage_has_not(changed):
+    def only_cams(results):
+        for cam in results["cam"]:
+            cam["scores"]["protocol"]["max_normalized"] = False
+        results["stages"] = [entry for entry in results["stages"] if entry["stage"] == "deeplab"]
+
+    run = changed(only_cams)
+    text = shared_protocol([run.cams("average")[0], run.stages("deeplab")[0]], run)
+    assert "CAMs: background rule complement, no CRF, image labels used, maps not divided" in text
+    assert text.count("maps") == 1
+
+
+def test_variant_titles(run):
+    titles = {cam.variant: variant_title(cam) for cam in run.results.cam}
+    assert titles["lambda0"] == "max pooling (λ = 0)"
+    assert titles["lambda0.5_fsl"] == "λ = 0.5 + FSL"
+    assert titles["lambda1"] == "sampling (λ = 1)"
+    assert titles["average"] == "average pooling"
+    assert titles["seam"] == "SEAM"
+    assert variant_title(run.cams("sampling", 0.0, fsl=False)[0], "average") == "average pooling (λ = 0)"
+
+
+# Which images
+
+
+def test_image_scores_are_those_of_the_files(run):
+    entries = [run.cams("sampling", 0.0, fsl=False)[0], run.stages("deeplab")[0]]
+    scores = image_scores(run, entries, run.val_names)
+    assert scores.shape == (2, 7)
+    for row, entry in enumerate(entries):
+        target, predicted = run.dataset.mask("val_0003"), run.label_map(entry, "val_0003")
+        ious = []
+        for label in set(target[target != 255].tolist()) | set(predicted[target != 255].tolist()):
+            hit = np.sum((target == label) & (predicted == label))
+            ious.append(hit / np.sum(((target == label) | (predicted == label)) & (target != 255)))
+        assert scores[row, 3] == pytest.approx(np.mean(ious))
+
+
+def test_image_scores_find_out_other_masks(changed):
+    def other(results):
+        results["cam"][0]["scores"]["confusion"][0][0] += 1
+
+    run = changed(other)
+    with pytest.raises(
+        InputError, match="data_root: expected the masks that cam/lambda0/seed0 was scored on"
+    ):
+        image_scores(run, [run.results.cam[0]], run.val_names)
+    assert image_scores(run, [run.results.cam[0]], run.val_names[:3]).shape == (1, 3)
+
+
+def test_typical_takes_the_median_not_the_best(run):
+    values = np.array([0.9, 0.1, 0.5, 0.52, 0.47, 0.95, -0.3])
+    names, near = typical(run, values, run.val_names, 2)
+    assert near == 4
+    assert len(names) == 2
+    # nearest to the median 0.5 are 2 (0.5), 3 (0.52), 4 (0.47), then 0 or 1 (0.4 away)
+    assert set(names) <= {run.val_names[i] for i in (0, 1, 2, 3, 4)}
+    assert run.val_names[5] not in names
+    assert run.val_names[6] not in names
+    assert names[0] == run.val_names[2]
+
+
+def test_typical_shows_a_new_class_first(run):
+    values = np.zeros(7)
+    names, _ = typical(run, values, run.val_names, 2)
+    shown = [set(np.unique(run.dataset.mask(name)).tolist()) - {0, 255} for name in names]
+    assert shown[1] - shown[0]
+
+
+def test_candidates_of_a_large_split_are_evenly_spaced(changed):
+    run = changed(lambda r: r["data"].update(val_names=[f"n{i}" for i in range(1449)]))
+    names = candidates(run)
+    assert len(names) == len(set(names)) == MAX_IMAGES
+    assert (names[0], names[-1]) == ("n0", "n1448")
+    steps = np.diff([int(name[1:]) for name in names])
+    assert steps.min() >= 3
+    assert steps.max() <= 4
+    with pytest.raises(NotInRun, match="val_names"):
+        candidates(changed(lambda r: r["data"].update(val_names=[])))
+
+
+# Pictures
+
+
+def test_figure_1_shows_the_files_of_the_run(run):
+    figure, arrays = figure_1(run, names=["val_0002", "val_0005"])
+    assert arrays["columns"].tolist() == [
+        "input", "max pooling (λ = 0)", "sampling (λ = 1)", "sampling + FSL", "SEAM", "ground truth",
+    ]  # fmt: skip
+    assert arrays["names"].tolist() == ["val_0002", "val_0005"]
+    np.testing.assert_array_equal(arrays["panel_1_0"], run.dataset.image("val_0005"))
+    np.testing.assert_array_equal(arrays["panel_1_5"], run.dataset.mask("val_0005"))
+    for column, entries in (
+        (1, run.cams("sampling", 0.0, fsl=False)),
+        (2, run.cams("sampling", 1.0, fsl=False)),
+        (3, run.cams("sampling", 1.0, fsl=True)),
+        (4, run.cams("seam")),
+    ):
+        np.testing.assert_array_equal(arrays[f"panel_1_{column}"], run.label_map(entries[0], "val_0005"))
+        shown = next(
+            axes for axes in figure.axes[6:] if axes.get_images() and axes is figure.axes[6 + column]
+        )
+        np.testing.assert_array_equal(
+            shown.get_images()[0].get_array(), colorize(arrays[f"panel_1_{column}"])
+        )
+    assert "not run" not in texts(figure)
+    assert "Rows: chosen by name." in face(figure)
+    assert "class1" in face(figure)  # the legend
+
+
+def test_figure_1_says_the_gain_and_chooses_typical_rows(run):
+    figure, arrays = figure_1(run, rows=3)
+    entries = [run.cams("sampling", 0.0, fsl=False)[0], run.cams("sampling", 1.0, fsl=True)[0]]
+    scores = image_scores(run, entries, run.val_names)
+    gain = scores[1] - scores[0]
+    assert f"median gain ({100 * np.median(gain):+.1f} points)" in face(figure)
+    best = run.val_names[int(np.argmax(gain))]
+    assert best not in arrays["names"]
+    numbers = arrays["score"][:, [1, 3]] / 100
+    where = [run.val_names.index(name) for name in arrays["names"]]
+    np.testing.assert_allclose(numbers, scores[:, where].T)
+
+
+def test_figure_1_marks_what_was_not_run(changed):
+    run = changed(lambda r: r.update(cam=[c for c in r["cam"] if c["variant"] in ("lambda1", "lambda1_fsl")]))
+    figure, arrays = figure_1(run, rows=2)
+    assert texts(figure).count("not run") == 4  # two columns, two rows
+    assert "panel_0_1" not in arrays
+    assert "panel_0_4" not in arrays
+    assert np.isnan(arrays["score"][:, [0, 1, 4, 5]]).all()
+
+
+def test_figure_1_needs_cams(changed):
+    with pytest.raises(NotInRun, match="expected CAMs at lambda 0 or 1, or of SEAM, got none"):
+        figure_1(changed(lambda r: r.update(cam=[])))
+
+
+def test_chosen_names_must_be_in_the_split(run):
+    with pytest.raises(InputError, match="names: expected images of the val split, got 'train_0000'"):
+        figure_1(run, names=["train_0000"])
+
+
+def test_figure_3_has_one_fixed_scale(changed, run_dir):
+    run = changed(lambda r: None)
+    figure, arrays = figure_3(run, names=["val_0000", "val_0001"])
+    assert arrays["panel_0_1"].max() < 1
+    maps = [image for axes in figure.axes for image in axes.get_images() if image.get_array().ndim == 2]
+    assert [image.get_clim() for image in maps] == [(0, 1), (0, 1)]
+    classes, cam = run.activations(run.cams("sampling", 1.0, fsl=True)[0], "val_0001")
+    assert len(classes) == 2
+    np.testing.assert_array_equal(arrays["panel_1_1"], cam.max(axis=0))
+    np.testing.assert_array_equal(arrays["panel_1_3"], run.label_map(run.stages("deeplab")[0], "val_0001"))
+    assert "the same scale in every picture" in face(figure)
+
+
+def test_figure_3_without_the_later_stages(changed):
+    run = changed(lambda r: r.update(stages=[]))
+    figure, _ = figure_3(run, rows=2)
+    assert texts(figure).count("not run") == 2
+    assert "mIoU (CAM pseudo-labels) is nearest to the median" in face(figure)
+
+
+def test_gallery_is_sorted_by_score(run):
+    figure, arrays = gallery(run, rows=2)
+    assert arrays["groups"].tolist() == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
+    scores = arrays["score"][:, 1]
+    everything = 100 * image_scores(run, [run.stages("deeplab")[0]], run.val_names)[0]
+    assert scores[0] == pytest.approx(everything.max())
+    assert scores[4] == pytest.approx(everything.min())
+    assert scores[:2].min() >= scores[2:4].max()
+    assert scores[2:4].min() >= scores[4:].max()
+    assert {"best", "median", "worst"} <= set(texts(figure))
+
+
+def test_pictures_need_the_data_set_and_plots_do_not(changed, run_dir):
+    run = changed(lambda r: r["data"].update(root="/nowhere"))
+    for spec in FIGURES.values():
+        if spec.shows_images or spec is background_threshold:
+            with pytest.raises(NotInRun, match="data_root"):
+                spec(run)
+        else:
+            assert spec(run)[0].axes
+    found = load_run(run.folder, str(run_dir / "data"))
+    assert figure_1(found, names=["val_0000"])[1]["names"].tolist() == ["val_0000"]
+
+
+# Plots
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_figure_2_draws_means_spreads_and_single_runs(run):
+    figure, arrays = figure_2(run)
+    for axes, metric in zip(figure.axes, ("miou", "contour_f"), strict=True):
+        drawn = lines(axes)
+        for fsl, label in ((False, "without FSL"), (True, "with FSL")):
+            line = drawn[f"{label} (mean ± s.d., 2 seeds)"]
+            np.testing.assert_allclose(line.get_xdata(), [0, 0.5, 1])
+            for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+                values = [100 * getattr(cam.scores, metric) for cam in run.cams("sampling", x, fsl)]
+                assert len(values) == 2
+                assert y == pytest.approx(np.mean(values))
+        singles = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+        points = np.concatenate([line.get_ydata() for line in singles if line.get_marker() != "*"])
+        assert sorted(points) == pytest.approx(sorted(arrays[metric]))
+        band = axes.collections[0].get_paths()[0].vertices
+        values = np.array([100 * getattr(cam.scores, metric) for cam in run.cams("sampling", 0.0, fsl=False)])
+        at_zero = band[np.isclose(band[:, 0], 0), 1]
+        assert at_zero.min() == pytest.approx(values.mean() - values.std(ddof=1))
+        assert at_zero.max() == pytest.approx(values.mean() + values.std(ddof=1))
+
+
+def test_figure_2_holds_the_paper_to_what_it_printed(run):
+    figure, arrays = figure_2(run)
+    for axes, number in zip(figure.axes, (54.9, 35.6), strict=True):
+        stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
+        assert len(stars) == 1
+        assert (float(stars[0].get_xdata()[0]), float(stars[0].get_ydata()[0])) == (1.0, number)
+        assert "paper, VOC val" in stars[0].get_label()
+    assert (TABLE_1["cam", "ours"].miou, TABLE_1["cam", "ours"].contour_f) == (54.9, 35.6)
+    assert FIGURE_2_READING in face(figure)
+    assert not any(name.startswith("paper") for name in arrays)
+
+
+def test_figure_2_shows_baselines_as_levels(run):
+    figure, _ = figure_2(run)
+    level = lines(figure.axes[0])["average pooling (2 seeds)"]
+    values = [100 * cam.scores.miou for cam in run.cams("average")]
+    assert list(level.get_ydata()) == pytest.approx([np.mean(values)] * 2)
+
+
+def test_figure_2_of_one_seed_has_no_spread(changed):
+    run = changed(lambda r: r.update(cam=[c for c in r["cam"] if c["seed"] == 0]))
+    figure, _ = figure_2(run)
+    assert "with FSL (1 seed)" in lines(figure.axes[0])
+    assert "s.d." not in face(figure)
+    assert "single runs" not in face(figure)
+
+
+def test_figure_2_says_if_seeds_differ_in_number(changed):
+    run = changed(lambda r: r["cam"].pop(0))
+    assert any("1 to 2 seeds" in label for label in lines(figure_2(run)[0].axes[0]))
+
+
+def test_figure_2_needs_a_sweep(changed):
+    run = changed(lambda r: r.update(cam=[c for c in r["cam"] if c["method"] != "sampling"]))
+    with pytest.raises(NotInRun, match="expected runs with a lambda, got none"):
+        figure_2(run)
+
+
+def test_single_column_is_narrower(run):
+    assert figure_2(run)[0].get_figwidth() == pytest.approx(7.0)
+    assert figure_2(run, width="single")[0].get_figwidth() == pytest.approx(3.39)
+    with pytest.raises(ValueError, match="width: expected one of"):
+        figure_2(run, width="triple")
+
+
+def test_per_class_numbers_and_absent_classes(changed):
+    def absent(results):
+        for entry in [*results["cam"], *results["stages"]]:
+            entry["scores"]["iou"][2] = None
+            entry["scores"]["f"][1] = None
+
+    run = changed(absent)
+    figure, arrays = per_class(run)
+    deeplab = arrays["series"] == "+ DeepLab-v1"
+    expected = [[np.nan if v is None else 100 * v for v in e.scores.iou] for e in run.stages("deeplab")]
+    np.testing.assert_allclose(arrays["iou"][deeplab], expected)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["background", "class1", "class3"]
+    assert "Classes that do not occur are left out (1)." in face(figure)
+    container = next(c for c in figure.axes[1].containers if c.get_label() == "+ DeepLab-v1")
+    x, _ = container.lines[0].get_data()
+    f = np.array([e.scores.f for e in run.stages("deeplab")], dtype=float).mean(axis=0)
+    np.testing.assert_allclose(x[1:], 100 * f[[0, 2]])
+    assert np.isnan(x[0])  # the background has no contour
+
+
+def test_confusion_sums_seeds_and_normalises_rows(run):
+    figure, arrays = confusion(run)
+    expected = np.sum([entry.scores.confusion for entry in run.stages("deeplab")], axis=0)
+    np.testing.assert_array_equal(arrays["confusion"], expected)
+    mesh = figure.axes[0].collections[0]
+    share = np.asarray(mesh.get_array(), dtype=float).reshape(4, 4)
+    np.testing.assert_allclose(share, 100 * expected / expected.sum(axis=1, keepdims=True))
+    _, cams = confusion(run, stage="cam")
+    np.testing.assert_array_equal(
+        cams["confusion"], np.sum([e.scores.confusion for e in run.stages("cam")], axis=0)
+    )
+
+
+def test_background_threshold_equals_thresholding_each_image(run):
+    figure, arrays = background_threshold(run)
+    entries = run.cams("sampling", 1.0, fsl=True)
+    assert arrays["miou"].shape == (2, 100)
+    for index in (0, 7, 30, 80):
+        counts = np.zeros((4, 4), dtype=np.int64)
+        for name in run.val_names:
+            target = run.dataset.mask(name)
+            classes, cam = run.activations(entries[1], name)
+            predicted = classes[cam.argmax(axis=0)]
+            predicted[cam.max(axis=0) < arrays["threshold"][index]] = 0
+            counts += image_confusion(predicted, target, 4)
+        assert arrays["miou"][1, index] == pytest.approx(100 * image_mious(counts))
+    best = arrays["miou"].mean(axis=0).argmax()
+    label = f"oracle's best: {arrays['threshold'][best]:.2f} (never used)"
+    assert label in lines(figure.axes[0])
+    assert "this run's rule: complement" in lines(figure.axes[0])
+    assert "shown, never used" in face(figure)
+
+
+def test_mu_sigma_paths(run, changed):
+    figure, arrays = mu_sigma(run)
+    assert len(arrays["variant"]) == 6  # three lambdas with FSL, two seeds
+    first = run.cams("sampling", 0.0, fsl=True)[0]
+    np.testing.assert_array_equal(arrays["path_0"], first.mu_sigma)
+    np.testing.assert_array_equal(
+        figure.axes[0].get_lines()[0].get_ydata(), [row[1] for row in first.mu_sigma]
+    )
+    np.testing.assert_array_equal(
+        figure.axes[1].get_lines()[0].get_ydata(), [row[2] for row in first.mu_sigma]
+    )
+
+    def fixed(results):
+        for cam in results["cam"]:
+            cam["mu_sigma"] = [[10, 2.0, 3.0], [20, 2.0, 3.0]]
+
+    with pytest.raises(NotInRun, match="learned mu and sigma, got fixed ones or none"):
+        mu_sigma(changed(fixed))
+
+
+def test_coverage_and_cost_numbers(run, changed):
+    _, arrays = coverage(run)
+    sampling = arrays["variant"] == "sampling (λ = 1)"
+    np.testing.assert_allclose(
+        arrays["body"][sampling], [cam.parts["body"] for cam in run.cams("sampling", 1.0, fsl=False)]
+    )
+    with pytest.raises(NotInRun, match="head and body coverage"):
+        coverage(changed(lambda r: [cam.update(parts=None) for cam in r["cam"]]))
+    figure, arrays = cost(run)
+    assert arrays["seconds"].sum() == pytest.approx(8 * (20 + 21) + 2 * 2 * 2 * 9.5)
+    assert "7 min" in face(figure)
+    assert "Measured on: cpu, 1 thread." in face(figure)
+    nothing = lambda r: [entry.update(cost=None) for entry in [*r["cam"], *r["stages"]]]  # noqa: E731
+    with pytest.raises(NotInRun, match="what the stages cost"):
+        cost(changed(nothing))
+
+
+# Faces and layout
+
+
+def test_every_figure_says_what_its_data_are(run, changed):
+    def photographs(results):
+        results["synthetic"] = False
+        results["data"]["root"] = "data"
+
+    def voc(results):
+        results["synthetic"] = False
+        results["classes"] = ["background", *(f"c{i}" for i in range(1, 21))]
+        results["data"]["val"] = 1449
+        results["stages"] = []
+        results["cam"] = [c for c in results["cam"] if c["method"] == "sampling"]
+        for cam in results["cam"]:
+            scores = cam["scores"]
+            scores["iou"], scores["f"] = [0.5] * 21, [0.5] * 20
+            scores["confusion"], scores["matches"] = [[1] * 21] * 21, [[1] * 4] * 20
+
+    for spec in FIGURES.values():
+        assert "synthetic data, not VOC" in texts(spec(run)[0]), spec.name
+    assert "data, not VOC 2012" in texts(figure_1(changed(photographs))[0])
+    assert "data, not VOC 2012" in texts(figure_2(changed(photographs))[0])
+    assert "not VOC" not in face(figure_2(changed(voc))[0])
+
+
+@pytest.mark.parametrize(
+    ("width", "options"),
+    [
+        ("double", {"num_classes": 51, "num_val": 9, "seeds": (0,)}),
+        ("single", {"num_classes": 4, "num_val": 4}),
+        (
+            "double",
+            {
+                "num_classes": 2,
+                "num_val": 1,
+                "seeds": (0,),
+                "weights": (1.0,),
+                "methods": ("sampling",),
+                "stages": (),
+            },
+        ),
+        (
+            "single",
+            {"num_val": 4, "size": (48, 20), "weights": (0.0,), "fsl": (False,), "stages": ("cam",)},
+        ),
+    ],
+    ids=["50 classes", "single column", "one class, one image, one run", "portrait, lambda 0 only"],
+)
+def test_unusual_runs_draw_with_all_text_inside(tmp_path, width, options):
+    folder = make_fake_run(tmp_path / "run", **options)
+    classes = (folder / "data/classes.txt").read_text().split("\n")[:-1]
+    long = [classes[0], *(f"{name} with quite a long name" for name in classes[1:])]
+    (folder / "data/classes.txt").write_text("\n".join(long) + "\n")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "classes": long}))
+    run, drawn = load_run(folder), []
+    for spec in FIGURES.values():
+        try:
+            figure, _ = spec(run, width=width)
+        except NotInRun:
+            continue
+        assert outside(figure) == [], spec.name
+        drawn.append(spec.name)
+    assert {"figure_1", "figure_2", "figure_3", "per_class", "confusion", "gallery", "cost"} <= set(drawn)
+
+
+# Files
+
+
+def test_save_figure_twice_gives_the_same_bytes_and_redraws(run, tmp_path):
+    first, arrays = figure_2(run)
+    again, more = figure_2(run)
+    one = save_figure(first, arrays, tmp_path / "one", "figure_2", {"run": "quick"})
+    two = save_figure(again, more, tmp_path / "two", "figure_2", {"run": "quick"})
+    assert sorted(one) == ["json", "npz", "pdf", "png", "svg"]
+    for suffix in one:
+        assert one[suffix].read_bytes() == two[suffix].read_bytes(), suffix
+    with np.load(one["npz"], allow_pickle=False) as saved:
+        redrawn = FIGURES["figure_2"].redraw(dict(saved))
+    three = save_figure(redrawn, arrays, tmp_path / "three", "figure_2", {"run": "quick"})
+    with Image.open(one["png"]) as a, Image.open(three["png"]) as b:
+        np.testing.assert_array_equal(np.array(a), np.array(b))
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(p.name for p in one.values())
+
+
+def test_pictures_redraw_from_their_arrays(run, tmp_path):
+    figure, arrays = figure_1(run, rows=2)
+    paths = save_figure(figure, arrays, tmp_path, "figure_1", {})
+    with np.load(paths["npz"], allow_pickle=False) as saved:
+        redrawn = FIGURES["figure_1"].redraw(dict(saved))
+    assert figure_png(redrawn) == figure_png(figure)
+    arrays["panel_0_2"] = np.zeros(SIZE, np.uint8)
+    assert figure_png(FIGURES["figure_1"].redraw(arrays)) != figure_png(figure)
+
+
+def test_files_are_the_same_in_another_process_without_training_code(run_dir, run, tmp_path):
+    code = (
+        "import sys, wsss_nb.tables, wsss_nb.experiment.provenance\n"
+        "from wsss_nb.figures import figure_2, save_figure\n"
+        "from wsss_nb.results import load_run\n"
+        "save_figure(*figure_2(load_run(sys.argv[1])), sys.argv[2], 'figure_2', {})\n"
+        "print([name for name in sys.modules if name.startswith(('wsss_nb.stages', 'wsss_nb.models'))])"
+    )
+    command = [sys.executable, "-c", code, run_dir, tmp_path / "a"]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "86400"}
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+    here = save_figure(*figure_2(run), tmp_path / "b", "figure_2", {})
+    for suffix, path in here.items():
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), suffix
+
+
+def test_saved_files_embed_fonts_and_hold_no_date(run, tmp_path):
+    paths = save_figure(*figure_2(run), tmp_path, "figure_2", {})
+    pdf = paths["pdf"].read_bytes()
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+    assert b"<dc:date>" not in paths["svg"].read_bytes()
+    with Image.open(paths["png"]) as image:
+        assert image.size == (1400, image.size[1])
+
+
+def test_style_does_not_depend_on_the_users_settings(run):
+    import matplotlib
+
+    plain = figure_png(figure_2(run)[0])
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
+        assert figure_png(figure_2(run)[0]) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_manifest_names_each_file_with_its_hash(run, tmp_path):
+    make_figure("figure_2", run, tmp_path, {"run": "quick"})
+    for name in ("figure_2", "figure_2_single"):
+        manifest = json.loads((tmp_path / f"{name}.json").read_text())
+        assert manifest["run"] == "quick"
+        assert manifest["figure"] == "figure_2"
+        assert manifest["shows_images"] is False
+        assert manifest["note"] == "synthetic data, not VOC"
+        assert manifest["protocol"].startswith("Protocol: val split, 7 images")
+        assert sorted(manifest["files"]) == sorted(
+            f"{name}.{suffix}" for suffix in ("npz", "pdf", "png", "svg")
+        )
+        for file, digest in manifest["files"].items():
+            assert hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() == digest
+    assert {"double", "single"} == {
+        json.loads((tmp_path / f"{name}.json").read_text())["width"]
+        for name in ("figure_2", "figure_2_single")
+    }
+
+
+def test_objects_are_not_saved(run, tmp_path):
+    figure, arrays = figure_2(run)
+    arrays["bad"] = np.array([{}], dtype=object)
+    with pytest.raises(ValueError, match=r"arrays\['bad'\]: expected numbers or text, got dtype object"):
+        save_figure(figure, arrays, tmp_path, "figure_2", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_folder_is_one_clear_line(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="expected a writable place"):
+        make_figure("cost", run, tmp_path / "file" / "figures", {})
+
+
+def test_unknown_figure(run, tmp_path):
+    with pytest.raises(InputError, match=r"figure: expected one of figure_1, .*, got 'figure_9'"):
+        make_figure("figure_9", run, tmp_path, {})
+
+
+def test_a_figure_the_run_no_longer_backs_is_removed(run, changed, tmp_path):
+    make_figure("coverage", run, tmp_path, {})
+    (tmp_path / "other.png").write_bytes(b"kept")
+    assert (tmp_path / "coverage.pdf").exists()
+    with pytest.raises(NotInRun):
+        make_figure("coverage", changed(lambda r: [cam.update(parts=None) for cam in r["cam"]]), tmp_path, {})
+    assert [path.name for path in tmp_path.glob("*.*")] == ["other.png"]
+
+
+# Publishing
+
+
+def test_registry_says_which_figures_show_images():
+    shown = {name for name, spec in FIGURES.items() if spec.shows_images}
+    assert shown == {"figure_1", "figure_3", "gallery"}
+    assert list(FIGURES)[:3] == ["figure_1", "figure_2", "figure_3"]
+    assert all(name == spec.name for name, spec in FIGURES.items())
+
+
+def draw_some(run):
+    folder = run.folder / "figures"
+    for name in ("figure_1", "cost"):
+        make_figure(name, run, folder, {})
+    return folder
+
+
+def test_all_of_a_synthetic_run_is_published(run_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    draw_some(load_run(folder))
+    copies = publish_figures(folder, tmp_path / "figures")
+    assert len(copies) == 2 * 5
+    assert sorted(path.name for path in copies) == sorted(p.name for p in (folder / "figures").iterdir())
+    for path in copies:
+        assert path.read_bytes() == (folder / "figures" / path.name).read_bytes()
+
+
+def test_photographs_are_never_published(tmp_path):
+    folder = make_fake_run(tmp_path / "run", num_val=3, synthetic=False, weights=(0.0, 1.0), seeds=(0,))
+    drawn = draw_some(load_run(folder))
+    (drawn / "extra.png").write_bytes(b"a photograph")
+    (drawn / "extra.json").write_text(json.dumps({"shows_images": False, "files": {"extra.png": ""}}))
+    manifest = json.loads((drawn / "figure_1.json").read_text())
+    (drawn / "figure_1.json").write_text(json.dumps({**manifest, "shows_images": False}))
+    copies = publish_figures(folder, tmp_path / "figures")
+    stems = {path.name.split(".")[0] for path in copies}
+    assert stems == {"cost"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in copies}
+    for path in copies:
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                assert all(array.ndim < 3 and array.shape != SIZE for array in arrays.values())
+
+
+def test_publishing_half_a_figure_is_refused(run_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    make_figure("cost", load_run(folder), folder / "figures", {})
+    (folder / "figures/cost.pdf").unlink()
+    with pytest.raises(InputError, match=r"cost\.json: expected the file cost\.pdf beside it, got none"):
+        publish_figures(folder, tmp_path / "figures")
+    manifest = json.loads((folder / "figures/cost.json").read_text())
+    manifest["files"] = {"../../results.json": ""}
+    (folder / "figures/cost.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="expected the file"):
+        publish_figures(folder, tmp_path / "figures")
+
+
+# Notebooks
+
+
+@pytest.mark.parametrize("name", ["07_figures", "08_tables"])
+def test_notebook_runs_from_its_folder(name, run_dir, tmp_path, monkeypatch, notebooks):
+    project = tmp_path / "project"
+    (project / "notebooks").mkdir(parents=True)
+    (project / "runs").mkdir()
+    shutil.copytree(run_dir, project / "runs" / "quick")
+    monkeypatch.chdir(project / "notebooks")
+    scope = {"__name__": "__main__"}
+    for cell in nbformat.read(notebooks / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, name, "exec"), scope)
+            if "parameters" in cell.metadata.get("tags", []):
+                scope["figures_dir"] = str(project / "figures")
+    made = {path.stem for path in (project / "figures").glob("*.json")}
+    if name == "07_figures":
+        assert made == {*FIGURES, "figure_2_single"}
+        assert scope["known"] in ("class1", "class2", "class3")
+    else:
+        assert made == {"table_1", "table_2", "table_sweep", "table_cost"}
+    manifest = json.loads(next((project / "figures").glob("*.json")).read_text())
+    assert {"git", "profile", "seeds", "data_hash", "weights", "packages", "hardware", "files"} <= set(
+        manifest
+    )
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+@pytest.fixture(scope="module")
+def notebooks(request):
+    return request.config.rootpath / "notebooks"
+
+
+@pytest.mark.parametrize("name", ["07_figures", "08_tables"])
+def test_notebook_form(name, notebooks):
+    notebook = nbformat.read(notebooks / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].source.startswith(f"# {name[:2]} ")
+    assert "parameters" in code[0].metadata.tags
+    names = [line.split(" = ")[0] for line in code[0].source.splitlines()]
+    assert names == ["profile", "data_root", "out_dir", "seed", "overrides", "run_dir", "figures_dir"]
+    for cell in code:
+        assert len(cell.source.splitlines()) < 30
+        for word in ("sys.path", "!", "%", "subprocess", "wsss_nb.stages", "wsss_nb.models", "torch"):
+            assert not cell.source.lstrip().startswith(word) and f"import {word}" not in cell.source
+            assert word in ("!", "%") or word not in cell.source

@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Tensor
+
+import wsss_nb.sampling
+from wsss_nb.cam import class_activation_map, global_average_pool, global_max_pool
+from wsss_nb.sampling import (
+    classification_loss,
+    draw_pixels,
+    expected_image_level_loss,
+    image_level_loss,
+    image_level_loss_with_logits,
+    importance_sample,
+    sampling_probabilities,
+)
+
+EPS = 1e-3
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_cam(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.softmax(2 * torch.randn(shape, generator=seeded(seed), dtype=dtype), dim=1)
+
+
+def random_labels(seed: int, B: int, K: int) -> Tensor:
+    labels = torch.randint(0, 2, (B, K), generator=seeded(seed))
+    labels[:, 0] = 1
+    return labels
+
+
+def bce(p: float, y: int) -> float:
+    """One class's term of Eq. 3 by the release's route: probability to logit, then the soft margin."""
+    logit = math.log(p * (1 - EPS) + EPS) - math.log(1 - p * (1 - EPS))
+    return math.log1p(math.exp(-logit)) if y else math.log1p(math.exp(logit))
+
+
+# --- Eq. 4
+
+
+def test_eq4_by_hand():
+    cam = torch.tensor([[[[0.3, 0.1], [0.0, 0.4]], [[0.2, 0.2], [0.2, 0.2]]]])
+    expected = torch.tensor([[[[0.375, 0.125], [0.0, 0.5]], [[0.25, 0.25], [0.25, 0.25]]]])
+    torch.testing.assert_close(sampling_probabilities(cam), expected)
+
+
+def test_eq4_of_an_all_zero_map_is_uniform_and_its_neighbours_stay_as_they_are():
+    cam = torch.tensor([[[[0.0, 0.0, 0.0, 0.0]], [[0.5, 0.0, 0.5, 0.0]]]])
+    expected = torch.tensor([[[[0.25, 0.25, 0.25, 0.25]], [[0.5, 0.0, 0.5, 0.0]]]])
+    torch.testing.assert_close(sampling_probabilities(cam), expected)
+
+
+def test_eq4_carries_no_gradient():
+    assert not sampling_probabilities(torch.rand(1, 2, 3, 3, requires_grad=True)).requires_grad
+
+
+def test_draws_follow_eq4_by_a_chi_square_test():
+    cam = random_cam(0, (2, 3, 5, 7), torch.float32)
+    draws = 40_000
+    pixels = draw_pixels(cam, draws, seeded(1))
+    probabilities = cam.double().flatten(2) / cam.double().flatten(2).sum(dim=2, keepdim=True)
+    for b in range(2):
+        for k in range(3):
+            counts = np.bincount(pixels[b, k].numpy(), minlength=35)
+            expected = draws * probabilities[b, k].numpy()
+            assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-3
+            # The test has the power to tell one class's map, or a uniform draw, from another's.
+            other = draws * probabilities[b, (k + 1) % 3].numpy()
+            assert chisquare(counts, other * counts.sum() / other.sum()).pvalue < 1e-12
+            assert chisquare(counts).pvalue < 1e-12
+
+
+def test_draws_of_an_all_zero_map_are_uniform():
+    pixels = draw_pixels(torch.zeros(1, 1, 4, 5), 20_000, seeded(3))
+    assert chisquare(np.bincount(pixels.flatten().numpy(), minlength=20)).pvalue > 1e-3
+
+
+def test_draws_are_independent_between_classes_and_images():
+    cam = torch.ones(2, 2, 1, 2)
+    pixels = draw_pixels(cam, 20_000, seeded(4)).flatten(0, 1).double().numpy()
+    correlation = np.corrcoef(pixels) - np.eye(4)
+    assert np.abs(correlation).max() < 0.03
+
+
+def test_a_pixel_of_probability_zero_is_never_drawn():
+    cam = torch.zeros(1, 1, 8, 8)
+    cam[0, 0, [2, 5], [3, 0]] = torch.tensor([0.7, 1e-6])
+    assert set(draw_pixels(cam, 50_000, seeded(5)).flatten().tolist()) <= {2 * 8 + 3, 5 * 8}
+
+
+@pytest.mark.parametrize("at", [0, 1, 62, 63])
+def test_a_single_active_pixel_is_always_drawn_wherever_it_is(at):
+    cam = torch.zeros(1, 1, 8, 8)
+    cam.view(-1)[at] = 1e-30
+    assert (draw_pixels(cam, 1000, seeded(6)) == at).all()
+
+
+def test_draws_at_the_very_ends_of_the_unit_interval_stay_on_active_pixels(monkeypatch):
+    cam = torch.tensor([[[[0.0, 0.1, 0.2, 0.0]]]])
+    for value, pixel in ((0.0, 1), (1.0, 2)):  # 1.0 stands for a product that rounds up to the total
+        monkeypatch.setattr(torch, "rand", lambda shape, value=value, **_: torch.full(shape, value).double())
+        assert draw_pixels(cam).item() == pixel
+
+
+def test_draws_are_with_replacement():
+    assert draw_pixels(torch.ones(1, 1, 1, 2), 50, seeded(0)).unique().numel() == 2
+
+
+# --- generators
+
+
+def test_equal_generators_draw_equally_and_the_global_state_is_not_touched():
+    cam = random_cam(1, (2, 3, 6, 6))
+    state = torch.get_rng_state()
+    first, second = importance_sample(cam, 5, seeded(7)), importance_sample(cam, 5, seeded(7))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, importance_sample(cam, 5, seeded(8)))
+
+
+def test_a_generator_moves_on_between_calls():
+    cam, generator = random_cam(1, (2, 3, 6, 6)), seeded(7)
+    assert not torch.equal(draw_pixels(cam, 5, generator), draw_pixels(cam, 5, generator))
+
+
+def test_without_a_generator_the_global_seed_counts():
+    cam = random_cam(1, (2, 3, 6, 6))
+    torch.manual_seed(11)
+    first = draw_pixels(cam, 5)
+    torch.manual_seed(11)
+    assert torch.equal(first, draw_pixels(cam, 5))
+
+
+# --- sampled predictions and their gradient
+
+
+def test_samples_are_the_maps_values_at_the_drawn_pixels():
+    cam = random_cam(2, (2, 3, 4, 5))
+    pixels, samples = draw_pixels(cam, 6, seeded(1)), importance_sample(cam, 6, seeded(1))
+    assert samples.shape == (2, 3, 6)
+    for b, k, s in np.ndindex(2, 3, 6):
+        i, j = divmod(pixels[b, k, s].item(), 5)
+        assert samples[b, k, s] == cam[b, k, i, j]
+
+
+def test_gradient_goes_to_the_drawn_values_and_not_through_the_draw():
+    cam = random_cam(3, (2, 3, 4, 4)).requires_grad_()
+    importance_sample(cam, 9, seeded(2)).sum().backward()
+    pixels = draw_pixels(cam, 9, seeded(2))
+    counts = torch.zeros(2, 3, 16, dtype=torch.float64).scatter_add_(2, pixels, torch.ones(2, 3, 9).double())
+    assert torch.equal(cam.grad.flatten(2), counts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_maps_larger_than_their_dtypes_range(dtype):
+    cam = torch.ones(1, 2, 300, 300, dtype=dtype)  # the sum, 90,000, is infinite in float16
+    cam[0, 1, :, :] = 0
+    cam[0, 1, 299, 299] = 1
+    pixels = draw_pixels(cam, 2000, seeded(0))
+    assert pixels[0, 0].double().mean().item() == pytest.approx(45_000, rel=0.05)
+    assert (pixels[0, 1] == 300 * 300 - 1).all()
+    assert importance_sample(cam, 3, seeded(0)).dtype == dtype
+    torch.testing.assert_close(sampling_probabilities(cam)[0, 0, 0, 0].item(), 1 / 90_000)
+
+
+# --- Eq. 3
+
+
+def test_eq3_by_hand():
+    probabilities, labels = torch.tensor([[0.9, 0.2, 0.6]], dtype=torch.float64), torch.tensor([[1, 0, 0]])
+    expected = (bce(0.9, 1) + bce(0.2, 0) + bce(0.6, 0)) / 3
+    assert image_level_loss(probabilities, labels).item() == pytest.approx(expected, rel=1e-12)
+    unguarded = -(math.log(0.9) + math.log(0.8) + math.log(0.4)) / 3
+    assert image_level_loss(probabilities, labels, eps=1e-12).item() == pytest.approx(unguarded, rel=1e-9)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_eq3_is_the_releases_soft_margin_of_guarded_logits(background):
+    probabilities, labels = torch.rand(4, 7, generator=seeded(0)).double(), random_labels(1, 4, 7)
+    logits = torch.log(probabilities * (1 - EPS) + EPS) - torch.log(1 - probabilities * (1 - EPS))
+    first = 0 if background else 1
+    expected = F.multilabel_soft_margin_loss(logits[:, first:], labels[:, first:].double())
+    actual = image_level_loss(probabilities, labels, background=background)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+
+def test_eq3_of_many_draws_is_the_mean_over_the_draws():
+    samples, labels = torch.rand(3, 4, 5, generator=seeded(2)).double(), random_labels(2, 3, 4)
+    each = torch.stack([image_level_loss(samples[..., s], labels) for s in range(5)])
+    torch.testing.assert_close(image_level_loss(samples, labels), each.mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_eq3_at_certainty_is_finite_and_exact_and_still_has_a_gradient(dtype):
+    probabilities = torch.tensor([[0.0, 1.0, 0.0, 1.0]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([[1, 1, 0, 0]])
+    loss = image_level_loss(probabilities, labels)
+    wrong, right = math.log((1 + EPS) / EPS), math.log(1 + EPS)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    assert loss.item() == pytest.approx((wrong + right) / 2, rel=1e-6)
+    loss.backward()
+    assert probabilities.grad.dtype == dtype
+    slopes = torch.tensor([-(1 - EPS) / EPS, -(1 - EPS), 1 - EPS, (1 - EPS) / EPS]) / 4
+    torch.testing.assert_close(probabilities.grad[0].float(), slopes, rtol=1e-2, atol=0)
+
+
+def test_eq3_gradient():
+    probabilities = (0.05 + 0.9 * torch.rand(2, 3, 4, generator=seeded(3)).double()).requires_grad_()
+    labels = random_labels(3, 2, 3)
+    assert torch.autograd.gradcheck(lambda p: image_level_loss(p, labels, background=False), (probabilities,))
+
+
+def test_logit_loss_is_torchs_soft_margin():
+    logits, labels = 3 * torch.randn(4, 6, generator=seeded(4)).double(), random_labels(4, 4, 6)
+    torch.testing.assert_close(
+        image_level_loss_with_logits(logits, labels), F.multilabel_soft_margin_loss(logits, labels.double())
+    )
+    torch.testing.assert_close(
+        image_level_loss_with_logits(logits, labels, background=False),
+        F.multilabel_soft_margin_loss(logits[:, 1:], labels[:, 1:].double()),
+    )
+
+
+# --- expectation over the draw
+
+
+def test_expectation_by_hand():
+    cam = torch.tensor([[[[0.75, 0.25]], [[0.2, 0.6]]]], dtype=torch.float64)
+    labels = torch.tensor([[1, 0]])
+    background = 0.75 * bce(0.75, 1) + 0.25 * bce(0.25, 1)
+    foreground = 0.25 * bce(0.2, 0) + 0.75 * bce(0.6, 0)
+    loss = expected_image_level_loss(cam, labels)
+    assert loss.item() == pytest.approx((background + foreground) / 2, rel=1e-12)
+    without = expected_image_level_loss(cam, labels, background=False)
+    assert without.item() == pytest.approx(foreground, rel=1e-12)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_expectation_and_its_gradient_are_the_limit_of_a_hundred_thousand_draws(background):
+    cam, labels, draws = random_cam(5, (1, 3, 4, 4)).requires_grad_(), torch.tensor([[1, 0, 1]]), 100_000
+    exact = classification_loss(cam, labels, 1.0, num_samples=None, background=background)
+    (exact_gradient,) = torch.autograd.grad(exact, cam)
+    sampled = classification_loss(
+        cam, labels, 1.0, num_samples=draws, background=background, generator=seeded(6)
+    )
+    (sampled_gradient,) = torch.autograd.grad(sampled, cam)
+    first = 0 if background else 1
+    with torch.no_grad():
+        drawn = importance_sample(cam, draws, seeded(7))[:, first:]
+        each = torch.stack([image_level_loss(drawn[..., [s]], labels[:, first:]) for s in range(2000)])
+    assert abs(sampled.item() - exact.item()) < 4 * each.std().item() / math.sqrt(draws)
+    # The count of a pixel is binomial, so its relative error is sqrt((1 - p) / (p n)).
+    p = sampling_probabilities(cam)
+    tolerance = 5 * ((1 - p) / (p * draws)).sqrt() * exact_gradient.abs()
+    assert ((sampled_gradient - exact_gradient).abs() <= tolerance).all()
+
+
+def test_expectation_gradient_treats_the_probabilities_of_eq4_as_constants():
+    cam, labels = random_cam(8, (2, 3, 3, 2)).requires_grad_(), random_labels(8, 2, 3)
+    (gradient,) = torch.autograd.grad(expected_image_level_loss(cam, labels), cam)
+    p, y = sampling_probabilities(cam), labels[:, :, None, None].double()
+    a = cam.detach()
+    slope = -y * (1 - EPS) / (a * (1 - EPS) + EPS) + (1 - y) * (1 - EPS) / (1 - a * (1 - EPS))
+    torch.testing.assert_close(gradient, p * slope / 6, rtol=1e-10, atol=0)
+
+
+def test_expectation_of_all_zero_and_half_precision_maps_is_finite():
+    cam = torch.zeros(1, 2, 3, 3, dtype=torch.float16, requires_grad=True)
+    loss = expected_image_level_loss(cam, torch.tensor([[1, 0]]))
+    expected = (math.log((1 + EPS) / EPS) + math.log(1 + EPS)) / 2
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    assert cam.grad.isfinite().all()
+
+
+# --- Eq. 5
+
+
+def test_eq5_by_hand():
+    # No draw can take the second pixel.
+    cam = torch.tensor([[[[0.8, 0.0]], [[0.3, 0.0]]]], dtype=torch.float64)
+    labels = torch.tensor([[1, 0]])
+    at_first = (bce(0.8, 1) + bce(0.3, 0)) / 2
+    for weight in (0.0, 0.3, 1.0):
+        assert classification_loss(cam, labels, weight).item() == pytest.approx(at_first, rel=1e-12)
+    loss = classification_loss(
+        cam, labels, 0.3, background=False
+    )  # the max-pooling term keeps its background
+    assert loss.item() == pytest.approx(0.7 * at_first + 0.3 * bce(0.3, 0), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_samples", [1, 4, None])
+@pytest.mark.parametrize("background", [True, False])
+def test_eq5_mixes_max_pooling_and_sampling(num_samples, background):
+    cam, labels = random_cam(9, (2, 4, 5, 5)), random_labels(9, 2, 4)
+    pooled = image_level_loss(global_max_pool(cam), labels)
+    if num_samples is None:
+        sampled = expected_image_level_loss(cam, labels, background=background)
+    else:
+        sampled = image_level_loss(
+            importance_sample(cam, num_samples, seeded(1)), labels, background=background
+        )
+    for weight in (0.0, 0.25, 0.8, 1.0):
+        loss = classification_loss(
+            cam, labels, weight, num_samples, background=background, generator=seeded(1)
+        )
+        torch.testing.assert_close(loss, (1 - weight) * pooled + weight * sampled, rtol=1e-12, atol=0)
+
+
+def test_eq5_with_the_releases_average_pooling():
+    logits, labels = torch.randn(2, 4, 3, 3, generator=seeded(10)).double(), random_labels(10, 2, 4)
+    cam = class_activation_map(logits)
+    loss = classification_loss(
+        cam, labels, 0.8, 100, pooling="average", logits=logits, background=False, generator=seeded(3)
+    )
+    pooled = F.multilabel_soft_margin_loss(global_average_pool(logits)[:, 1:], labels[:, 1:].double())
+    sampled = image_level_loss(importance_sample(cam, 100, seeded(3)), labels, background=False)
+    torch.testing.assert_close(loss, 0.2 * pooled + 0.8 * sampled, rtol=1e-12, atol=0)
+
+
+def test_eq5_gradient():
+    logits = torch.randn(2, 3, 3, 3, generator=seeded(11)).double().requires_grad_()
+    labels = random_labels(11, 2, 3)
+
+    def loss(logits: Tensor) -> Tensor:
+        return classification_loss(class_activation_map(logits), labels, 0.0)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+    pixels = draw_pixels(class_activation_map(logits), 2, seeded(4))
+
+    def sampled(logits: Tensor) -> Tensor:  # the draw held fixed, as the backward pass holds it
+        return image_level_loss(class_activation_map(logits).flatten(2).gather(2, pixels), labels)
+
+    (expected,) = torch.autograd.grad(sampled(logits), logits)
+    drawn = classification_loss(class_activation_map(logits), labels, 1.0, 2, generator=seeded(4))
+    (actual,) = torch.autograd.grad(drawn, logits)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
+    assert torch.autograd.gradcheck(sampled, (logits,))
+
+
+def test_eq5_without_sampling_draws_nothing():
+    generator = seeded(12)
+    state = generator.get_state()
+    classification_loss(random_cam(0, (1, 2, 3, 3)), torch.tensor([[1, 1]]), 0.0, generator=generator)
+    assert torch.equal(generator.get_state(), state)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), weight=st.floats(0, 1), classes=st.integers(2, 5))
+def test_eq5_lies_between_a_perfect_and_a_worst_prediction(seed, weight, classes):
+    cam, labels = random_cam(seed, (1, classes, 3, 4)), random_labels(seed, 1, classes)
+    loss = classification_loss(cam, labels, weight, num_samples=2, generator=seeded(seed)).item()
+    assert math.log(1 + EPS) <= loss <= math.log((1 + EPS) / EPS)
+    # A map's maximum bounds every draw from above, so it is never the worse guess for a present class.
+    everything = torch.ones_like(labels)
+    assert (
+        classification_loss(cam, everything, 0.0).item()
+        <= classification_loss(cam, everything, 1.0, num_samples=None).item() + 1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_eq5_in_half_precision_is_near_float64(dtype):
+    cam, labels = random_cam(13, (2, 4, 6, 6)).to(dtype).requires_grad_(), random_labels(13, 2, 4)
+    loss = classification_loss(cam, labels, 0.5, num_samples=None)
+    exact = classification_loss(cam.detach().double(), labels, 0.5, num_samples=None)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    loss.backward()
+    assert cam.grad.dtype == dtype and cam.grad.isfinite().all()
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.2, float("nan")])
+def test_a_weight_outside_the_unit_interval_is_refused(weight):
+    with pytest.raises(ValueError, match=r"weight: expected 0 <= weight <= 1, got (-0\.1|1\.2|nan)"):
+        classification_loss(torch.ones(1, 2, 2, 2), torch.ones(1, 2), weight)
+
+
+def test_wrong_options_are_refused():
+    cam, labels = torch.ones(1, 2, 2, 2), torch.ones(1, 2)
+    with pytest.raises(ValueError, match=r"pooling: expected one of max, average, got 'mean'"):
+        classification_loss(cam, labels, 0.5, pooling="mean")
+    with pytest.raises(ValueError, match=r"logits: expected \(B, K, H, W\) with pooling='average', got None"):
+        classification_loss(cam, labels, 0.5, pooling="average")
+    with pytest.raises(ValueError, match=r"cam: expected \(B, K, H, W\), got \(2, 2, 2\)"):
+        classification_loss(cam[0], labels, 0.5)
+    with pytest.raises(ValueError, match=r"eps: expected 0 < eps < 0\.5, got 0"):
+        image_level_loss(torch.ones(1, 2), labels, eps=0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_labels_of_another_shape_are_refused(weight):
+    with pytest.raises(ValueError, match=r"labels: expected \(B, K\) = \(8, 21\), got \(8, 20\)"):
+        classification_loss(torch.ones(8, 21, 2, 2), torch.ones(8, 20), weight)
+
+
+@pytest.mark.parametrize("num_samples", [0, -3, 1.5, True])
+def test_a_wrong_number_of_draws_is_refused(num_samples):
+    with pytest.raises(ValueError, match=r"num_samples: expected an integer of at least 1, got"):
+        draw_pixels(torch.ones(1, 2, 2, 2), num_samples)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.1])
+def test_maps_that_are_no_probabilities_are_refused_not_sampled(bad):
+    cam = torch.ones(1, 2, 2, 2)
+    cam[0, 1, 1, 0] = bad
+    with pytest.raises(ValueError, match=r"cam: expected finite values of at least 0, got values from"):
+        draw_pixels(cam)
+
+
+def test_maps_and_predictions_of_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match=r"cam: expected a non-empty \(B, K, H, W\) tensor, got \(2, 3, 3\)"):
+        importance_sample(torch.ones(2, 3, 3))
+    with pytest.raises(ValueError, match=r"cam: expected a floating-point tensor, got torch\.int64"):
+        sampling_probabilities(torch.ones(1, 2, 3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"probabilities: expected \(B, K\) or \(B, K, S\), got \(3,\)"):
+        image_level_loss(torch.ones(3), torch.ones(3))
+    with pytest.raises(ValueError, match=r"logits: expected \(B, K\), got \(1, 2, 1\)"):
+        image_level_loss_with_logits(torch.ones(1, 2, 1), torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"background: expected K of at least 2 without background, got 1"):
+        image_level_loss(torch.ones(3, 1), torch.ones(3, 1), background=False)
+
+
+def test_docstring_examples():
+    assert doctest.testmod(wsss_nb.sampling, extraglobs={"torch": torch}).failed == 0

@@ -1,0 +1,214 @@
+"""``wsss-nb run | sweep | train``: the commands that work on a profile in a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsss_nb.cli.parser import Parser, fraction, fractions, positive, words
+
+if TYPE_CHECKING:
+    from wsss_nb.experiment.pipeline import Run
+    from wsss_nb.experiment.profiles import Profile
+
+__all__ = ["add_run", "add_sweep", "add_train", "protocol_line"]
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    from wsss_nb.experiment.options import add_profile_flags
+    from wsss_nb.experiment.profiles import PROFILES, Profile
+
+    parser.usage = (
+        f"{parser.prog} [-h] [--profile NAME] [--out DIR] [--data DIR] [options] [--FIELD VALUE ...]"
+    )
+    parser.add_argument("--profile", default="quick", choices=sorted(PROFILES), help="default: quick")
+    parser.add_argument("--out", metavar="DIR", help="run folder; default: runs/PROFILE")
+    parser.add_argument("--data", default="", metavar="DIR", help="data set in VOC layout")
+    parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and count them")
+    add_profile_flags(parser, Profile)
+
+
+def _add_lambdas(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lambda", dest="weights", type=fractions, metavar="FLOAT,...", help="same as --lambdas"
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the flags of ``run``."""
+    _add_profile(parser)
+    _add_lambdas(parser)
+    parser.add_argument("--figures", metavar="DIR", help="copy the figures and tables there when all is done")
+    parser.add_argument("--notebooks", metavar="DIR", help="folder of the numbered notebooks")
+    parser.add_argument("--only", type=words, default=(), metavar="04,07", help="run these notebooks only")
+    parser.add_argument(
+        "--keep-outputs", action="store_true", help="put the outputs into the notebooks themselves"
+    )
+    parser.add_argument("--timeout", type=positive, metavar="MINUTES", help="limit for each notebook")
+    parser.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebooks that have it",
+    )  # fmt: skip
+    parser.set_defaults(handler=_run)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the flags of ``sweep``."""
+    _add_profile(parser)
+    _add_lambdas(parser)
+    parser.set_defaults(handler=_sweep)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` a command for each stage."""
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE", parser_class=Parser)
+    cam = stages.add_parser(
+        "cam", help="one CAM network", description="Train one CAM network and score its CAMs."
+    )
+    _add_profile(cam)
+    cam.add_argument(
+        "--lambda", dest="weight", type=fraction, default=1.0, metavar="FLOAT", help="Eq. 5; default: 1"
+    )
+    cam.add_argument("--no-fsl", action="store_true", help="without the feature-similarity loss")
+    cam.add_argument("--baseline", choices=("average", "seam"), help="train a baseline instead")
+    cam.add_argument("--seed", type=int, metavar="INT", help="default: the profile's first")
+    cam.set_defaults(handler=_train_cam)
+    for name in ("affinitynet", "deeplab"):
+        stage = stages.add_parser(
+            name, help=f"stage {name}", description=f"Train {name} and the stages it needs."
+        )
+        _add_profile(stage)
+        stage.add_argument("--method", choices=("ours", "seam"), default="ours", help="default: ours")
+        stage.set_defaults(handler=_train_stage)
+
+
+def _profile(options: argparse.Namespace) -> Profile:
+    """The resolved profile; ``options.overrides`` then holds all overrides but the data folder."""
+    from wsss_nb.experiment.profiles import load_profile
+
+    more = ["data.skip_bad=true"] if options.skip_bad else []
+    if getattr(options, "weights", None):
+        more.append(f"lambdas={json.dumps(options.weights, separators=(',', ':'))}")
+    options.overrides = [*options.overrides, *more]
+    profile = load_profile(options.profile, options.overrides)
+    if options.data:
+        profile = profile.model_copy(
+            update={"data": profile.data.model_copy(update={"root": str(Path.cwd() / options.data)})}
+        )
+    options.out = Path(options.out or f"runs/{profile.name}")
+    return profile
+
+
+def _open(options: argparse.Namespace, profile: Profile) -> Run:
+    from wsss_nb.experiment.pipeline import open_run
+
+    return open_run(profile, options.out)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from wsss_nb.experiment.notebooks import keep_outputs
+    from wsss_nb.experiment.provenance import COMMAND, command_line, write_manifest
+    from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
+    from wsss_nb.experiment.state import run_lock
+
+    profile = _profile(options)
+    request = RunRequest(
+        profile,
+        options.out,
+        " ".join(options.overrides),
+        options.data,
+        dict(options.parameters),
+        options.only,
+    )
+    plan = plan_run(Path(options.notebooks) if options.notebooks else NOTEBOOKS, request)
+    os.environ[COMMAND] = command_line()
+    with run_lock(options.out):
+        data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None
+        timeout = None if options.timeout is None else 60 * options.timeout
+        outcomes = run_notebooks(plan, timeout=timeout)
+        failed = [outcome for outcome in outcomes if outcome.status in {"failed", "waits"}]
+        if not failed:
+            if plan.needs_data:
+                write_manifest(options.out / "run.json", profile, data_hash=data_hash)
+            if options.keep_outputs:
+                for notebook in plan.notebooks:
+                    if notebook.name in plan.chosen:
+                        keep_outputs(notebook.path, options.out / "notebooks" / notebook.path.name)
+            if options.figures:
+                from wsss_nb.figures import publish_figures
+
+                copies = publish_figures(options.out, options.figures)
+                print(f"{options.figures}: {len(copies)} files of figures and tables")
+    for outcome in failed:
+        print(f"wsss-nb: error: {outcome.name}: {outcome.message}", file=sys.stderr)
+    done = sum(outcome.status == "done" for outcome in outcomes)
+    current = len(outcomes) - done - len(failed)
+    print(f"{options.out}: {done} notebooks run, {current} up to date, {len(failed)} not done")
+    return 1 if failed else 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from wsss_nb.experiment.state import run_lock
+
+    profile = _profile(options)
+    with run_lock(options.out):
+        rows = _open(options, profile).train_cams()
+    _print_rows(rows, options.out)
+    return 0
+
+
+def _train_cam(options: argparse.Namespace) -> int:
+    from wsss_nb.experiment.state import run_lock
+
+    fsl = not options.no_fsl
+    name = options.baseline or f"lambda{options.weight:g}{'_fsl' if fsl else ''}"
+    profile = _profile(options)
+    seed = profile.seeds[0] if options.seed is None else options.seed
+    if options.baseline is None:
+        profile = profile.model_copy(
+            update={
+                "lambdas": tuple(sorted({*profile.lambdas, options.weight})),
+                "fsl": tuple(sorted({*profile.fsl, fsl})),
+            }
+        )
+    elif options.baseline not in profile.baselines:
+        profile = profile.model_copy(update={"baselines": (*profile.baselines, options.baseline)})
+    with run_lock(options.out):
+        row = _open(options, profile).train_cam(name, seed)
+    _print_rows([row], options.out)
+    return 0
+
+
+def _train_stage(options: argparse.Namespace) -> int:
+    from wsss_nb.experiment.state import run_lock
+
+    profile = _profile(options)
+    with run_lock(options.out):
+        run = _open(options, profile)
+        train = run.train_affinitynet if options.stage == "affinitynet" else run.train_deeplab
+        row = train(options.method)
+    _print_rows([row], options.out)
+    return 0
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    print(f"{'':24}{'seed':>6}{'mIoU':>8}{'F':>8}{'seconds':>10}")
+    for row in rows:
+        scores = row["scores"]
+        name = f"{row['stage']} {row['method']}" if "stage" in row else row["variant"]
+        area, contour = 100 * scores["miou"], 100 * scores["contour_f"]
+        print(f"{name:24}{row['seed']:>6}{area:>8.1f}{contour:>8.1f}{row['cost']['seconds']:>10.0f}")
+    print(f"protocol: {protocol_line(rows[0]['scores']['protocol'])}")
+    print(f"written to {out}")
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """A protocol in one line; the seed is shown with each score already."""
+    return ", ".join(f"{name} {value}" for name, value in protocol.items() if name != "seed")

@@ -1,0 +1,53 @@
+"""A parser whose errors are those of all wrong input, and the types of its flags."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from wsss_nb.errors import InputError
+
+__all__ = ["Parser", "fraction", "fractions", "positive", "words"]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is an InputError: one line, as for any other wrong input."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def fractions(text: str) -> list[float]:
+    """Numbers from 0 to 1, separated by commas."""
+    return [fraction(word) for word in text.split(",")]
+
+
+def positive(text: str) -> float:
+    """A number of minutes above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text}")
+    return value
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words separated by commas."""
+    return tuple(word for word in text.split(",") if word)
