@@ -176,7 +176,7 @@ def test_train_cam_takes_lambda(opened: list[FakeRun], capsys: pytest.CaptureFix
 
     assert cli.main(["train", "cam", "--lambda", "0.6", "--no-fsl", "--out", "elsewhere"]) == 0
     assert opened[-1].calls == [("lambda0.6", 0)] and opened[-1].out_dir == Path("elsewhere")
-    assert 0.6 in opened[-1].profile.lambdas
+    assert opened[-1].profile.lambdas == (*run.profile.lambdas, 0.6)
     assert cli.main(["train", "cam", "--baseline", "seam"]) == 0
     assert opened[-1].calls == [("seam", 0)]
 

@@ -18,9 +18,7 @@ from wsss_nb.pseudo_labels import (
 
 def foreground(seed: int, classes: int = 3, height: int = 5, width: int = 4) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(
-        classes, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.rand(classes, height, width, generator=generator, dtype=torch.float64)
 
 
 # ---------------------------------------------------------------- rules

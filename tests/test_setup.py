@@ -9,6 +9,7 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -20,6 +21,7 @@ else:
     import tomli as tomllib
 
 from wsss_nb.code_version import imported_modules
+from wsss_nb.experiment.notebooks import find_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wsss_nb"
@@ -205,6 +207,17 @@ def test_machine_paths_are_recognised() -> None:
         "/ho" + "me/me/photos",
     ):
         assert not MACHINE.search(text), text
+
+
+def test_notebooks_are_fit_for_the_runner() -> None:
+    notebooks = find_notebooks(ROOT / "notebooks")
+    assert [notebook.number for notebook in notebooks] == [f"{number:02}" for number in range(1, 9)]
+    for notebook in notebooks:
+        content = nbformat.read(notebook.path, as_version=4)
+        assert content.metadata.kernelspec.name == "python3", notebook.name
+        for cell in content.cells:
+            if cell.cell_type == "code":
+                assert not re.search(r"^\s*(!|%%(bash|sh))|sys\.path", cell.source, re.MULTILINE), cell.source
 
 
 def test_citation_prefers_the_paper() -> None:

@@ -6,6 +6,7 @@ walk over the offsets with shifted views of the map, so nothing of size (HW)^2 i
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -239,15 +240,16 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
 
     W = A^beta elementwise, with A symmetric, A_ii = 1 and A_ij = 0 for pixels that are no pair;
     T_ij = W_ij / sum_i W_ij, so every column sums to 1 and each pixel takes a weighted mean of its neighbours
-    (W is symmetric, so this is the published T = D^-1 W applied from the left). T is applied 2^log_t times to
-    the K score vectors, as shifts of the map: O(2^log_t K HW D) time and O((K + D) HW) memory, where the
-    release squares a dense (HW)^2 matrix log_t times. Classes whose scores are all zero are not walked.
+    (W is symmetric, so this is the published T = D^-1 W applied from the left). The release squares a dense
+    (HW)^2 matrix log_t times. Here T only ever meets the K score vectors, as shifts of the map, in
+    O((K + D) HW) memory; and since the eigenvalues of T lie in [-1, 1], its 64th power is summed to rounding
+    error from 40 Chebyshev polynomials of T. Classes whose scores are all 0 are not walked.
 
     Args:
         scores: (K, H, W), floating; usually CAMs averaged 8 x 8 with a background.
         affinity: (D, n), pairs as in :func:`pair_indices`; D tells the radius.
         beta: exponent, > 0.
-        log_t: number of squarings the dense form would take, >= 0.
+        log_t: number of squarings the dense form would take, 0 to 16.
 
     Returns:
         (K, H, W), type and dtype of ``scores`` (computed in float32 or float64).
@@ -266,8 +268,8 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         raise ValueError(f"scores: expected floating (K, H, W), got {tuple(start.shape)} {start.dtype}")
     if not beta > 0:
         raise ValueError(f"beta: expected a number above 0, got {beta!r}")
-    if not (isinstance(log_t, int) and log_t >= 0):
-        raise ValueError(f"log_t: expected an integer of at least 0, got {log_t!r}")
+    if not (isinstance(log_t, int) and 0 <= log_t <= 16):
+        raise ValueError(f"log_t: expected an integer in [0, 16], got {log_t!r}")
     height, width = start.shape[1:]
     radius = _radius_of(pairs, height, width)
     if not bool(((pairs >= 0) & (pairs <= 1)).all()):
@@ -283,7 +285,8 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
     window = _from_window(weights[:, margin:].unflatten(1, (height, width)), radius)
     window.copy_(pairs.to(dtype).pow(beta).reshape(window.shape))
 
-    def apply(padded: Tensor, result: Tensor) -> None:
+    def multiply(padded: Tensor, result: Tensor) -> Tensor:
+        """W times the vectors in the middle of ``padded``."""
         step = 2**19 // max(1, len(result)) + 1  # a block of the result stays in the processor's cache
         for begin in range(0, size, step):
             block = result[:, begin : begin + step]
@@ -293,21 +296,31 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
                 behind = middle - shift
                 block.addcmul_(padded[:, middle + shift :][:, :length], weight[middle : middle + length])
                 block.addcmul_(padded[:, behind : behind + length], weight[behind : behind + length])
+        return result
 
-    degree = torch.ones(1, size + 2 * margin, dtype=dtype, device=start.device)
-    column_sum = torch.empty(1, size, dtype=dtype, device=start.device)
-    apply(degree, column_sum)
+    def padded(rows: int) -> tuple[Tensor, Tensor]:
+        whole = torch.zeros(rows, size + 2 * margin, dtype=dtype, device=start.device)
+        return whole, whole[:, margin : margin + size]
 
+    ones, inner = padded(1)
+    column_sum = multiply(ones.fill_(1), torch.empty_like(inner))
+
+    # x^p = sum_k c_k Cheb_k(x), Cheb_{k+1}(x) = 2 x Cheb_k(x) - Cheb_{k-1}(x)
     alive = start.flatten(1).any(1)
-    padded = torch.zeros(int(alive.sum()), size + 2 * margin, dtype=dtype, device=start.device)
-    inner = padded[:, margin : margin + size]
-    inner.copy_(start[alive].flatten(1))
-    result = torch.empty_like(inner)
-    for _ in range(2**log_t):
-        apply(padded, result)
-        torch.div(result, column_sum, out=inner)
+    (last, last_inner), (now, now_inner) = padded(int(alive.sum())), padded(int(alive.sum()))
+    now_inner.copy_(start[alive].flatten(1))
+    low, high = now_inner.aminmax(dim=1, keepdim=True)
+    coefficients = _power_coefficients(2**log_t, torch.finfo(dtype).eps)
+    total, product = coefficients[0] * now_inner, torch.empty_like(now_inner)
+    for degree, coefficient in enumerate(coefficients[1:], start=1):
+        multiply(now, product).div_(column_sum)
+        last_inner.neg_().add_(product, alpha=1 if degree == 1 else 2)
+        (last, last_inner), (now, now_inner) = (now, now_inner), (last, last_inner)
+        if coefficient:
+            total.add_(now_inner, alpha=coefficient)
+    total.clamp_(low, high)  # a mean of scores lies between them; rounding may not
     walked = torch.zeros_like(start)
-    walked[alive] = inner.unflatten(1, (height, width)).to(start.dtype)
+    walked[alive] = total.unflatten(1, (height, width)).to(start.dtype)
     return walked if isinstance(scores, Tensor) else walked.numpy()
 
 
@@ -319,6 +332,24 @@ def _from_window(maps: Tensor, radius: int) -> Tensor:
 def _to_window(maps: Tensor, offset: tuple[int, int], radius: int) -> Tensor:
     reach, (dy, dx) = radius - 1, offset
     return maps[..., dy : maps.shape[-2] - reach + dy, reach + dx : maps.shape[-1] - reach + dx]
+
+
+def _power_coefficients(power: int, tail: float) -> list[float]:
+    """c_0, c_1, ... of x^power in Chebyshev polynomials, up to where the rest sums to less than ``tail``.
+
+    c_k = 2^(1-power) binomial(power, (power-k)/2) for k of the parity of ``power``, else 0; c_0 is half that.
+    They sum to 1.
+    """
+    share, rest, coefficients = math.comb(power, power // 2) / 2**power, 1.0, []
+    for k in range(power + 1):
+        coefficients.append(0.0)
+        if k % 2 == power % 2:
+            coefficients[k] = 2 * share if k else share
+            share *= ((power - k) // 2) / ((power + k) // 2 + 1)
+            rest -= coefficients[k]
+        if rest < max(tail, 1e-14):
+            break
+    return coefficients
 
 
 def _radius_of(pairs: Tensor, height: int, width: int) -> int:

@@ -171,15 +171,11 @@ def _train_cam(options: argparse.Namespace) -> int:
     name = options.baseline or f"lambda{options.weight:g}{'_fsl' if fsl else ''}"
     profile = _profile(options)
     seed = profile.seeds[0] if options.seed is None else options.seed
-    if options.baseline is None:
-        profile = profile.model_copy(
-            update={
-                "lambdas": tuple(sorted({*profile.lambdas, options.weight})),
-                "fsl": tuple(sorted({*profile.fsl, fsl})),
-            }
-        )
-    elif options.baseline not in profile.baselines:
-        profile = profile.model_copy(update={"baselines": (*profile.baselines, options.baseline)})
+    # A point outside the profile's grid is added to it; one inside must leave the profile as it is.
+    wanted = {"baselines": options.baseline} if options.baseline else {"lambdas": options.weight, "fsl": fsl}
+    for field, value in wanted.items():
+        if value not in getattr(profile, field):
+            profile = profile.model_copy(update={field: (*getattr(profile, field), value)})
     with run_lock(options.out):
         row = _open(options, profile).train_cam(name, seed)
     _print_rows([row], options.out)

@@ -203,8 +203,8 @@ class _Shape:
 
 def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     """A fish of random length, plumpness, bend and direction, at a random place wholly inside the image."""
-    length = float(rng.uniform(0.37, 0.57)) * size
-    plump = float(rng.uniform(0.20, 0.25))
+    length = float(rng.uniform(0.38, 0.54)) * size
+    plump = float(rng.uniform(0.29, 0.35))
     bend = float(rng.uniform(-0.35, 0.35))
     angle = float(rng.uniform(0, 2 * np.pi))
     flip = 1.0 if rng.random() < 0.5 else -1.0
@@ -319,7 +319,7 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
     canvas = canvas * (1 + 0.05 * _smooth_noise(rng, size, 2, 1))
     grain = 0.02 * _grain(rng, size, 1) + 0.008 * _grain(rng, size, 3)
     canvas = canvas + (0.4 + 1.2 * clutter) * grain
-    return np.clip(canvas, 0.02, 0.98).astype(np.float32)
+    return np.clip(0.72 * canvas, 0.02, 0.98).astype(np.float32)  # leaves room for bodies that are lighter
 
 
 def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) -> _Array:
@@ -343,16 +343,19 @@ def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) 
 
 
 def _contrasting_color(rng: np.random.Generator, ring: _Array) -> _Array:
-    """A muted colour unlike the ring of background around the fish, on average and nearly everywhere.
+    """A muted colour lighter than the ring of background around the fish, and unlike nearly all of it.
 
-    The first of 64 draws that qualifies, so that bodies keep the same distribution whatever the class.
+    Lighter everywhere, because "the look all classes share" must be something a network can learn: with bodies
+    lighter here and darker there, it takes the lighter side of every edge for the fish. The first of 128
+    draws that qualifies, so that bodies keep the same distribution whatever the class.
     """
-    colors = _muted_colors(rng, 64)
+    colors = _muted_colors(rng, 128)
     shaded = 0.93 * colors  # about the mean after shading
     mean = np.abs(shaded - ring.mean(0)).mean(1)
     close = (np.abs(shaded[:, None] - ring[None, ::3]).mean(2) < 0.1).mean(1)
-    good = (mean > _MIN_CONTRAST + 0.04) & (close < 0.05)
-    return colors[int(good.argmax())] if good.any() else colors[int((mean - close).argmax())]
+    lighter = shaded.mean(1) - ring.mean()
+    good = (mean > _MIN_CONTRAST + 0.04) & (close < 0.05) & (lighter > 0.15)
+    return colors[int(good.argmax())] if good.any() else colors[int((lighter - close).argmax())]
 
 
 def _head(shape: _Shape, fish: Fish) -> _Array:

@@ -5,57 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from wsss_nb.code_version import code_version
-from wsss_nb.data import VOCFolder, check_folder, make_synthetic, read_label_map, write_labels
+from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
+from wsss_nb.experiment.grid import OURS, Variant, grid
+from wsss_nb.experiment.preparation import prepare
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.files import read_json, write_json
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 from wsss_nb.stages.loop import History, progress
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
-from wsss_nb.stages.steps import run_step, step_key
+from wsss_nb.stages.steps import run_step
 from wsss_nb.workers import WorkerDiedError, worker_pool
 
-__all__ = ["Run", "Variant", "grid", "open_notebook_run", "open_run"]
+__all__ = ["Run", "open_notebook_run", "open_run"]
 
 RESULTS = "results.json"
-OURS = "lambda1_fsl"
-_STAGE_MODULES = ("cam", "scoring", "affinitynet", "deeplab")
 OnEpoch = Callable[[History], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train the CAM network; ``weight`` is lambda, None for the baselines."""
-
-    name: str
-    method: Literal["sampling", "average", "seam"]
-    weight: float | None
-    fsl: bool
-
-
-def grid(profile: Profile) -> list[Variant]:
-    """The points of Figure 2 and the baselines, in the profile's order."""
-    points = [
-        Variant(f"lambda{weight:g}{'_fsl' if fsl else ''}", "sampling", weight, fsl)
-        for fsl in profile.fsl
-        for weight in profile.lambdas
-    ]
-    return points + [Variant(name, name, None, False) for name in profile.baselines]
 
 
 class Run:
     """One profile in one folder; made by :func:`open_run`.
 
-    The code version is that of the opening, so that all processes of a run agree on it. Every method is a step or a row of steps: what is up to date is skipped, what was killed is resumed.
+    The code version is that of the opening, so that all processes of a run agree on it. Every method is a
+    step or a row of steps: what is up to date is skipped, what was killed is resumed.
     """
 
     def __init__(self, profile: Profile, out: Path) -> None:
@@ -97,17 +76,23 @@ class Run:
         if config is None:
             return None, ""
         seed = self.profile.seeds[0]
-        inputs = self._inputs("cam", config=config.model_dump(mode="json"), backbone=self.profile.backbone, seed=seed)
+        inputs = self._inputs(
+            "cam", config=config.model_dump(mode="json"), backbone=self.profile.backbone, seed=seed
+        )
         folder = self.out / "pretrain"
 
         def work(out: Path) -> dict[str, Any]:
-            return {"history": cam.pretrain_classifier(self.train, self.profile.backbone, config, seed, out, on_epoch)}
+            return {
+                "history": cam.pretrain_classifier(
+                    self.train, self.profile.backbone, config, seed, out, on_epoch
+                )
+            }
 
         key = run_step(folder, inputs, work)["key"]
         return folder / cam.CHECKPOINT, key
 
     def train_cam(self, variant: str, seed: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
-        """Train one point of the grid, compute its CAMs on the val split and score them; a row of ``results["cam"]``."""
+        """Train one point of the grid, score its CAMs on the val split; a row of ``results["cam"]``."""
         point = self._variant(variant)
         weights, upstream = self.pretrain()
         config, inference = self.cam_config(point), self.inference_config(point)
@@ -126,7 +111,9 @@ class Run:
         model = run_step(self.out / folder / "model", inputs, training)
 
         def scoring(out: Path) -> dict[str, Any]:
-            net = cam.load_cam(backbone, self.val.num_classes, config, self.out / folder / "model" / cam.CHECKPOINT)
+            net = cam.load_cam(
+                backbone, self.val.num_classes, config, self.out / folder / "model" / cam.CHECKPOINT
+            )
             cam.infer_cams(net, self.val, config, inference, out)
             protocol = {
                 "stage": "cam", "background": inference.background, "crf": False, "scales": list(inference.scales),
@@ -216,20 +203,26 @@ class Run:
             return {}
 
         crf_inputs = {key: settings[key] for key in ("crf", "alpha_amplified", "alpha_weakened")}
-        maps = run_step(base / "crf", self._inputs("affinitynet", config=crf_inputs, upstream=made["key"]), crf)
+        maps = run_step(
+            base / "crf", self._inputs("affinitynet", config=crf_inputs, upstream=made["key"]), crf
+        )
 
         def training(out: Path) -> dict[str, Any]:
             net = affinitynet.train_affinitynet
             return {"history": net(self.train, backbone, config, seed, base / "crf", out, weights, on_epoch)}
 
-        inputs = self._inputs("affinitynet", config=settings, backbone=backbone, seed=seed, upstream=maps["key"])
+        inputs = self._inputs(
+            "affinitynet", config=settings, backbone=backbone, seed=seed, upstream=maps["key"]
+        )
         model = run_step(base / "model", inputs, training)
 
         def walking(split: str) -> Callable[[Path], dict[str, Any]]:
             def work(out: Path) -> dict[str, Any]:
                 net = affinitynet.load_affinitynet(backbone, base / "model" / affinitynet.CHECKPOINT)
                 folder, source_cams = (
-                    (self.train, base / "cams") if split == "train" else (self.val, self.out / source["folder"] / "val")
+                    (self.train, base / "cams")
+                    if split == "train"
+                    else (self.val, self.out / source["folder"] / "val")
                 )
                 affinitynet.write_pseudo_labels(net, folder, source_cams, config, out)
                 if split == "train":
@@ -242,11 +235,18 @@ class Run:
 
             return work
 
-        inputs = self._inputs("affinitynet", config=settings, upstream=model["key"], void=self.profile.data.void)
+        inputs = self._inputs(
+            "affinitynet", config=settings, upstream=model["key"], void=self.profile.data.void
+        )
         labels = run_step(base / "train", {**inputs, "split": "train"}, walking("train"))
         scored = run_step(base / "val", {**inputs, "split": "val", "cams": source["scores"]}, walking("val"))
         cost = _summed([made["cost"], maps["cost"], model["cost"], labels["cost"], scored["cost"]])
-        stage_cam = {"stage": "cam", "scores": source["scores"], "folder": source["folder"], "cost": source["cost"]}
+        stage_cam = {
+            "stage": "cam",
+            "scores": source["scores"],
+            "folder": source["folder"],
+            "cost": source["cost"],
+        }
         row = {
             "stage": "affinitynet", "scores": scored["result"]["scores"],
             "folder": base.relative_to(self.out).as_posix(), "cost": cost,
@@ -266,7 +266,9 @@ class Run:
         weights, _ = self.pretrain()
 
         def training(out: Path) -> dict[str, Any]:
-            history = deeplab.train_deeplab(self.train, backbone, config, seed, labels, out, weights, on_epoch)
+            history = deeplab.train_deeplab(
+                self.train, backbone, config, seed, labels, out, weights, on_epoch
+            )
             return {"history": history}
 
         settings = config.model_dump(mode="json")
@@ -298,7 +300,12 @@ class Run:
     def stage_folder(self, stage: str, method: str = "ours") -> Path:
         """The folder of a stage's steps for "ours" or "seam"."""
         variant, _, seed = self._refined(method)
-        return self.out / ("cam" if stage == "cam" else stage) / (variant.name if stage == "cam" else method) / f"seed{seed}"
+        return (
+            self.out
+            / ("cam" if stage == "cam" else stage)
+            / (variant.name if stage == "cam" else method)
+            / f"seed{seed}"
+        )
 
     def history(self, folder: Path | str) -> History:
         """The epochs of a finished training: "pretrain", or the ``folder`` of a row of results.json."""
@@ -309,7 +316,9 @@ class Run:
 
     def label_map(self, variant: str, seed: int, name: str) -> np.ndarray:
         """The CAM label map (H, W) of a val image."""
-        return read_label_map(self.out / "cam" / self._variant(variant).name / f"seed{seed}" / "val" / f"{name}.png")
+        return read_label_map(
+            self.out / "cam" / self._variant(variant).name / f"seed{seed}" / "val" / f"{name}.png"
+        )
 
     def stage_map(self, stage: str, method: str, name: str) -> np.ndarray:
         """The label map (H, W) of a val image after "cam", "affinitynet" or "deeplab"."""
@@ -325,7 +334,9 @@ class Run:
         base = self.stage_folder("affinitynet", method)
         net = affinitynet.load_affinitynet(self.profile.backbone, base / "model" / affinitynet.CHECKPOINT)
         _, map_ = affinitynet.load_cam_file(base / "cams" / f"{name}.npz")
-        return affinitynet.walk(net, self.train.image(name), map_, config.model_copy(update={"log_t": log_t})).numpy()
+        return affinitynet.walk(
+            net, self.train.image(name), map_, config.model_copy(update={"log_t": log_t})
+        ).numpy()
 
     # results.json
 
@@ -388,41 +399,13 @@ def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, ove
 
 
 def open_run(profile: Profile, out_dir: str | Path) -> Run:
-    """Check the data (or make the synthetic set), write the image-level labels, and open the run's folder.
-
-    This is the only place that may look at masks before scoring: to check them, and to derive image-level
-    labels where the data set has no other. Training reads ``data/SPLIT.csv`` and images alone.
+    """Prepare the data (see :func:`prepare`) and open the run's folder.
 
     Raises:
-        InputError: no data folder given or found, a bad file (named; with ``data.skip_bad`` counted and left out).
+        InputError: as :func:`prepare`, or the folder is not writable.
     """
     out = Path(out_dir).resolve()
-    data = profile.data
-    if data.kind == "synthetic":
-        spec = {"num_train": data.num_train, "num_val": data.num_val, "seed": data.seed}
-        root = Path(data.root).resolve() if data.root else out / "data" / f"synthetic-{step_key(spec)[:8]}"
-        if not root.exists():
-            make_synthetic(root, **spec)
-    elif not data.root:
-        raise InputError("data.root: expected a folder in VOC layout (--data FOLDER), got none")
-    else:
-        root = Path(data.root).resolve()
-    splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
-    folders = {split: VOCFolder(root, split) for split in splits}
-    report = check_folder(root, splits, skip_bad=data.skip_bad)
-    if report.bad:
-        print(f"{root.name}: left out {len(report.bad)} bad images: {', '.join(sorted(report.bad))}", flush=True)
-    bad = sorted(report.bad)
-    for split, folder in folders.items():
-        good = folder.without(report.bad)
-        write_labels(good, out / "data" / f"{split}.csv")
-    relative = root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root)
-    hashes = {split: folder.split_hash() for split, folder in folders.items()}
-    prepared = {
-        "root": relative, "hash": step_key({"splits": hashes, "bad": bad})[:16], "bad": bad,
-        "code": {module: code_version(f"wsss_nb.stages.{module}") for module in _STAGE_MODULES},
-    }  # fmt: skip
-    write_json(out / "data" / "prepared.json", prepared)
+    prepare(profile, out)
     torch.set_num_threads(max(1, profile.workers))
     run = Run(profile, out)
     write_json(out / RESULTS, run.results())

@@ -18,6 +18,7 @@ from wsss_nb.stages.config import (
     DeepLabConfig,
     InferenceConfig,
     OptimizerConfig,
+    PretrainConfig,
     ViewsConfig,
 )
 
@@ -54,7 +55,7 @@ class Profile(Config):
     baselines: tuple[Literal["average", "seam"], ...] = ("average", "seam")
     refine: tuple[Literal["ours", "seam"], ...] = ("ours", "seam")
     workers: Annotated[int, Field(ge=1)] = 1
-    pretrain: CamConfig | None = None
+    pretrain: PretrainConfig | None = None
     cam: CamConfig = CamConfig()
     seam: CamConfig = CamConfig(method="seam", pooling="average")
     inference: InferenceConfig = InferenceConfig()
@@ -81,10 +82,9 @@ class Profile(Config):
 def _quick() -> Profile:
     """Synthetic images, tiny net from scratch, two CPU cores: everything in minutes."""
     views = ViewsConfig(cached=True, sizes=((96, 96),))
-    optimizer = OptimizerConfig(learning_rate=0.008, head_multiplier=2.0)
     cam = CamConfig(
-        epochs=12, batch_size=16, optimizer=optimizer, views=views, num_samples=8,
-        similarity_weight=2.0, mu=2.0, sigma=3.0, siamese=False, siamese_scale=0.5, dropout=0.2,
+        epochs=12, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.02), views=views, num_samples=8,
+        similarity_weight=2.0, mu=2.0, sigma=2.0, siamese=False, siamese_scale=0.5, dropout=0.0,
     )  # fmt: skip
     affinity = AffinityNetConfig(
         epochs=4, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.01, head_multiplier=5.0), views=views,
@@ -95,9 +95,9 @@ def _quick() -> Profile:
         data=DataConfig(kind="synthetic"),
         backbone="tiny",
         workers=2,
-        pretrain=cam.model_copy(
-            update={"epochs": 12, "pooling": "average", "weight": 0.0, "similarity_weight": 0.0,
-                    "optimizer": OptimizerConfig(learning_rate=0.05, head_multiplier=1.0)}
+        pretrain=PretrainConfig(
+            epochs=12, batch_size=16, views=views,
+            optimizer=OptimizerConfig(learning_rate=0.1, head_multiplier=1.0, warmup=0.2),
         ),
         cam=cam,
         seam=cam.model_copy(update={"method": "seam", "pooling": "average"}),
@@ -117,11 +117,11 @@ def _photos() -> Profile:
     views = ViewsConfig(cached=True, sizes=((224, 320),))
     optimizer = OptimizerConfig(learning_rate=0.005)
     cam = CamConfig(
-        epochs=20, batch_size=8, optimizer=optimizer, views=views, precision="bfloat16", num_samples=1,
+        epochs=20, batch_size=8, optimizer=optimizer, views=views, num_samples=1,
         similarity_weight=0.5, mu=2.5, sigma=2.5, siamese=False, siamese_scale=0.5,
     )  # fmt: skip
     affinity = AffinityNetConfig(
-        epochs=4, batch_size=8, optimizer=optimizer, views=views, precision="bfloat16",
+        epochs=4, batch_size=8, optimizer=optimizer, views=views,
     )  # fmt: skip
     return Profile(
         name="photos",
@@ -139,7 +139,7 @@ def _photos() -> Profile:
         seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
         deeplab=DeepLabConfig(
             epochs=12, batch_size=8, optimizer=optimizer, views=views,
-            precision="bfloat16", scales=(0.75, 1.0, 1.25),
+            scales=(0.75, 1.0, 1.25),
         ),
     )  # fmt: skip
 

@@ -33,32 +33,33 @@ class _Block(nn.Module):
 
 
 class Tiny(Backbone):
-    """Three residual stages at stride 4; each output pixel sees 47 x 47 pixels of the image.
+    """Three residual stages at stride 4; each output pixel sees 79 x 79 pixels of the image.
 
-    The receptive field is kept to about the length of an object: where it spans the image, nothing stops
-    a present class from flooding the background. Nothing is frozen, so ``frozen`` returns its input.
+    From one end of an object the other must be in sight (half the receptive field, about an object's length), or
+    sampling cannot reach it; where the receptive field spans the image, nothing stops a present class
+    from flooding the background. Nothing is frozen, so ``frozen`` returns its input.
     """
 
-    channels = Taps(32, 64, 96)
+    channels = Taps(24, 48, 64)
     head_channels = Taps(16, 32, 48)
     stride = 4
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
-    receptive_field = 47
+    receptive_field = 79
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 24, 3, 2, 1, bias=False)
-        self.stage1 = _Block(24, 32, stride=2)
-        self.stage2 = _Block(32, 64)
-        self.stage3 = _Block(64, 96, dilation=2, kernel=1)
-        self.norm = nn.BatchNorm2d(96)
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1, bias=False)
+        self.stage1 = _Block(16, 24, stride=2)
+        self.stage2 = _Block(24, 48, dilation=3)
+        self.stage3 = _Block(48, 64, dilation=4, kernel=1)
+        self.norm = nn.BatchNorm2d(64)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def taps(self, features: Tensor) -> Taps[Tensor]:
-        """Normalised images (B, 3, H, W) -> 32, 64 and 96 channels at stride 4."""
+        """Normalised images (B, 3, H, W) -> 24, 48 and 64 channels at stride 4."""
         conv4 = self.stage1(self.stem(features))
         conv5 = self.stage2(conv4)
         conv6 = F.relu(self.norm(self.stage3(conv5)))

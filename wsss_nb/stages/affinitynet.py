@@ -79,7 +79,10 @@ def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
         classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])
         with atomic_path(out / f"{name}.npz") as temporary:
             np.savez_compressed(
-                temporary, classes=classes, amplified=amplified.astype(np.float16), weakened=weakened.astype(np.float16)
+                temporary,
+                classes=classes,
+                amplified=amplified.astype(np.float16),
+                weakened=weakened.astype(np.float16),
             )
 
 
@@ -157,7 +160,9 @@ def walk(net: Any, image: np.ndarray, cam: np.ndarray, config: AffinityNetConfig
     return F.interpolate(walked[None], tensor.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
-def write_pseudo_labels(net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path) -> None:
+def write_pseudo_labels(
+    net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
+) -> None:
     """Random walk on every image of the split, argmax, ``out/NAME.png``; files that exist are kept."""
     for name in progress(folder.names, f"random walk {folder.split}"):
         if (out / f"{name}.png").exists():

@@ -17,9 +17,9 @@ from wsss_nb.files import atomic_path
 from wsss_nb.models import create_cam_net, create_seam_net
 from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
 from wsss_nb.similarity import FeatureSimilarityLoss
-from wsss_nb.stages.config import CamConfig, InferenceConfig
+from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
 from wsss_nb.stages.loop import History, progress, train
-from wsss_nb.stages.objectives import paper_objective, seam_classification_logits, seam_objective
+from wsss_nb.stages.objectives import paper_objective, seam_objective
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
@@ -29,7 +29,9 @@ __all__ = ["build_cam_net", "foreground_cam", "infer_cams", "load_cam", "pretrai
 CHECKPOINT = "checkpoint.pt"
 
 
-def build_cam_net(backbone: str, num_classes: int, config: CamConfig, seed: int, weights: Path | None = None) -> Any:
+def build_cam_net(
+    backbone: str, num_classes: int, config: CamConfig, seed: int, weights: Path | None = None
+) -> Any:
     """A CAM net (or SEAM net) whose new layers are drawn from ``seed``; ``weights`` are an earlier classifier's."""
     torch.manual_seed(seed)
     create = create_seam_net if config.method == "seam" else create_cam_net
@@ -40,26 +42,32 @@ def build_cam_net(backbone: str, num_classes: int, config: CamConfig, seed: int,
 
 
 def pretrain_classifier(
-    folder: VOCFolder, backbone: str, config: CamConfig, seed: int, out: Path, on_epoch: Callable[[History], None] | None = None
+    folder: VOCFolder,
+    backbone: str,
+    config: PretrainConfig,
+    seed: int,
+    out: Path,
+    on_epoch: Callable[[History], None] | None = None,
 ) -> History:
-    """Train a network without ImageNet weights as an ordinary classifier (average pooling, BatchNorm in training).
+    r"""Train a network without ImageNet weights as an ordinary classifier, BatchNorm in training mode.
 
-    Sampling from random features starts slowly; the paper starts from ImageNet. The result is the common start of
-    all runs on a backbone that has no pretrained weights.
+    Sampling from random features starts slowly, and the paper starts from ImageNet; this is the common start of all
+    runs on a backbone without pretrained weights. Foreground logits s are pooled by attention,
+    \hat s_k = sum_ij softmax_ij(s_k) s_ijk (weights without gradient), between average pooling, which learns
+    little from objects that fill a tenth of the image, and max pooling, which leaves features of one spot only.
     """
-    net = build_cam_net(backbone, folder.num_classes, config, seed)
-    net.batch_norm = "train"
-    modules = nn.ModuleDict({"net": net})
-    loader = CachedViews(folder, net, config.views, config.batch_size, precision=config.precision)
+    torch.manual_seed(seed)
+    net = create_cam_net(backbone, folder.num_classes, dropout=0.0, batch_norm="train").to(pick_device())
+    loader = CachedViews(folder, net, config.views, config.batch_size)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        logits = net.from_frozen(batch.features, batch.images, revise=False).logits
-        pooled = seam_classification_logits(logits.float())
+        logits = net.from_frozen(batch.features, batch.images, revise=False).logits[:, 1:].flatten(2)
+        pooled = (logits.softmax(2).detach() * logits).sum(2)
         return {"classification": F.multilabel_soft_margin_loss(pooled, batch.labels[:, 1:])}
 
     return train(
-        modules, loader, objective, groups=net.parameter_groups(), config=config.optimizer, epochs=config.epochs,
-        seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="pre-training",
+        nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
+        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="pre-training",
     )  # fmt: skip
 
 
@@ -79,7 +87,9 @@ def train_cam(
     Reads images and image-level labels only. mu and sigma are logged every epoch, fixed or learned.
     """
     net = build_cam_net(backbone, folder.num_classes, config, seed, weights)
-    similarity = FeatureSimilarityLoss(config.mu, config.sigma, learnable=config.learn_similarity).to(pick_device())
+    similarity = FeatureSimilarityLoss(config.mu, config.sigma, learnable=config.learn_similarity).to(
+        pick_device()
+    )
     modules = nn.ModuleDict({"net": net, "similarity": similarity})
     paired = config.siamese or config.method == "seam"
     loader = CachedViews(
@@ -149,7 +159,9 @@ def foreground_cam(
             scaled = tensor
             if scale != 1:
                 wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
-                scaled = F.interpolate(tensor, wanted, mode="bicubic", align_corners=False, antialias=scale < 1).clamp(0, 1)
+                scaled = F.interpolate(
+                    tensor, wanted, mode="bicubic", align_corners=False, antialias=scale < 1
+                ).clamp(0, 1)
             views = torch.cat([scaled, scaled.flip(-1)]) if inference.flip else scaled
             cam = _view_cam(net, views, present.expand(len(views), -1), config)
             if inference.flip:
@@ -163,7 +175,13 @@ def foreground_cam(
 
 
 def infer_cams(
-    net: Any, folder: VOCFolder, config: CamConfig, inference: InferenceConfig, out: Path, *, label_maps: bool = True
+    net: Any,
+    folder: VOCFolder,
+    config: CamConfig,
+    inference: InferenceConfig,
+    out: Path,
+    *,
+    label_maps: bool = True,
 ) -> None:
     """Write each image's CAM (``NAME.npz``: classes, cam float16 (n, H, W)) and its label map (``NAME.png``).
 
@@ -177,7 +195,9 @@ def infer_cams(
             continue
         cam = foreground_cam(net, folder.image(name), labels[name], config, inference)
         if label_maps:
-            save_label_map(out / f"{name}.png", label_map(add_background(torch.from_numpy(cam), rule)).numpy())
+            save_label_map(
+                out / f"{name}.png", label_map(add_background(torch.from_numpy(cam), rule)).numpy()
+            )
         present = np.flatnonzero(labels[name][1:])
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, classes=present + 1, cam=cam[present].astype(np.float16))

@@ -16,6 +16,7 @@ __all__ = [
     "DeepLabConfig",
     "InferenceConfig",
     "OptimizerConfig",
+    "PretrainConfig",
     "ViewsConfig",
 ]
 
@@ -59,6 +60,15 @@ class ViewsConfig(Config):
     loader_workers: Annotated[int, Field(ge=0)] = 0
 
 
+class PretrainConfig(Config):
+    """An ordinary classifier on the run's own images, the start of every network without ImageNet weights."""
+
+    epochs: Count = 12
+    batch_size: Count = 16
+    optimizer: OptimizerConfig = OptimizerConfig()
+    views: ViewsConfig = ViewsConfig()
+
+
 class CamConfig(Config):
     """Stage 1, the CAM network (REFERENCE: Eq. 1-8 and the siamese terms)."""
 
@@ -77,7 +87,9 @@ class CamConfig(Config):
     mu: Annotated[float, Field(ge=-2, le=6)] = 2.5
     sigma: Annotated[float, Field(ge=0.5, le=20)] = 5.0
     learn_similarity: bool = False
-    similarity_learning_rate: Positive = Field(0.1, description="rate of mu and sigma as a multiple of learning_rate")
+    similarity_learning_rate: Positive = Field(
+        0.1, description="rate of mu and sigma as a multiple of learning_rate"
+    )
     siamese: bool = True
     siamese_scale: Annotated[float, Field(gt=0, lt=1)] = 0.3
 

@@ -53,7 +53,13 @@ def train_deeplab(
         return F.interpolate(labels[None, None], size, mode="nearest")[0, 0].long()
 
     loader = CachedViews(
-        folder, net, config.views, config.batch_size, precision=config.precision, target=target, target_size="image"
+        folder,
+        net,
+        config.views,
+        config.batch_size,
+        precision=config.precision,
+        target=target,
+        target_size="image",
     )
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -83,7 +89,9 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     with training_precision(tensor.device, config.precision):
         for scale in config.scales:
             wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
-            scaled = tensor if scale == 1 else F.interpolate(tensor, wanted, mode="bilinear", align_corners=False)
+            scaled = (
+                tensor if scale == 1 else F.interpolate(tensor, wanted, mode="bilinear", align_corners=False)
+            )
             for mirrored in (False, True) if config.flip else (False,):
                 logits = net(scaled.flip(-1) if mirrored else scaled).float()
                 logits = logits.flip(-1) if mirrored else logits

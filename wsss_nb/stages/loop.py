@@ -126,7 +126,8 @@ def train(
     optimizer = _optimizer(groups, config, extra_groups or [])
     initial = [group["lr"] for group in optimizer.param_groups]
     total = epochs * loader.steps
-    start, history = 0, []
+    start = 0
+    history: History = []
     if checkpoint.exists():
         start, history = _load(checkpoint, modules, optimizer)
         if start < epochs:

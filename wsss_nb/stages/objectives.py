@@ -14,7 +14,7 @@ from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig
 from wsss_nb.stages.views import Batch
 
-__all__ = ["equivariance_loss", "paper_objective", "seam_classification_logits", "seam_objective"]
+__all__ = ["equivariance_loss", "paper_objective", "seam_objective"]
 
 
 def _to_size(maps: Tensor, like: Tensor) -> Tensor:
@@ -34,7 +34,10 @@ def equivariance_loss(cam1: Tensor, cam2: Tensor, revised1: Tensor, revised2: Te
         ``er`` and ``ecr``, scalars.
     """
     cam1, revised1 = _to_size(cam1, cam2), _to_size(revised1, revised2)
-    er = sum((a - b).abs().mean() for a, b in [(cam1, cam2), (revised1, revised2), (cam1, revised1), (cam2, revised2)])
+    er = sum(
+        (a - b).abs().mean()
+        for a, b in [(cam1, cam2), (revised1, revised2), (cam1, revised1), (cam2, revised2)]
+    )
     ecr = (cam1 - revised2).abs().mean() + (cam2 - revised1).abs().mean()
     return {"er": torch.as_tensor(er), "ecr": ecr}
 
@@ -53,7 +56,9 @@ def paper_objective(
     views = [(batch.images, batch.features)]
     if config.siamese:
         if batch.small_images is None or batch.small_features is None:
-            raise ValueError("batch: expected view 2 (small_images, small_features) with siamese=True, got none")
+            raise ValueError(
+                "batch: expected view 2 (small_images, small_features) with siamese=True, got none"
+            )
         views.append((batch.small_images, batch.small_features))
     losses: dict[str, Tensor] = {}
     cams, revised = [], []
@@ -79,11 +84,6 @@ def paper_objective(
     if config.similarity_weight > 0:
         losses["similarity"] = 2 * config.similarity_weight * similarity(cams[0], batch.images)
     return losses
-
-
-def seam_classification_logits(logits: Tensor) -> Tensor:
-    """Average pooling of the foreground logits: (B, K, h, w) -> (B, K - 1)."""
-    return logits[:, 1:].mean((2, 3))
 
 
 def _max_normalized(maps: Tensor, labels: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def seam_objective(net: Any, batch: Batch, generator: torch.Generator) -> dict[s
     logits = [_to_size(one.logits.float(), two.logits), two.logits.float()]
     revised = [_to_size(one.revised.float(), two.revised), two.revised.float()]
     classification = [
-        F.multilabel_soft_margin_loss(seam_classification_logits(output.logits.float()), labels[:, 1:])
+        F.multilabel_soft_margin_loss(output.logits.float()[:, 1:].mean((2, 3)), labels[:, 1:])
         for output in (one, two)
     ]
     minimum = [_adaptive_min_pool(maps.float(), labels) for maps in (one.revised, two.revised)]

@@ -39,7 +39,13 @@ def score_label_maps(
         contour.update(prediction, target)
     areas, contours = area.compute(), contour.compute()
     return {
-        "protocol": {"split": folder.split, **protocol, "void": void, "images": len(folder.names)},
+        "protocol": {
+            "split": folder.split,
+            **protocol,
+            "void": void,
+            "contour_classes": "present",
+            "images": len(folder.names),
+        },
         "miou": float(areas["miou"]),
         "contour_f": float(contours["contour_f"]),
         "iou": _jsonable(areas["iou"]),

@@ -90,7 +90,9 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
     if folder.exists() and any(folder.iterdir()):
         ours = manifest.exists() or started.exists()
         if not ours:
-            raise InputError(f"{folder}: expected an empty folder or an earlier result of this step, got other files")
+            raise InputError(
+                f"{folder}: expected an empty folder or an earlier result of this step, got other files"
+            )
         if not started.exists() or read_json(started).get("key") != key:
             shutil.rmtree(folder)
     if not started.exists():

@@ -124,7 +124,8 @@ class CachedViews:
     def _views(
         self, net: Any, images: list[Tensor], size: tuple[int, int], mirror: bool, precision: str
     ) -> tuple[Tensor, Tensor]:
-        small, features = [], []
+        small: list[Tensor] = []
+        features: list[Tensor] = []
         chunk = 16
         with torch.inference_mode(), training_precision(self.device, precision):
             for start in progress(range(0, len(images), chunk), f"views {size[0]}x{size[1]}"):

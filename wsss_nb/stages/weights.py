@@ -42,5 +42,9 @@ def start_from(net: Any, checkpoint: Path) -> None:
     fresh = {name for name, parameter in net.named_parameters() if id(parameter) in new}
     own = net.state_dict()
     given = _saved_network(checkpoint)
-    shared = {key: given[key] for key in own if key in given and key not in fresh and given[key].shape == own[key].shape}
+    shared = {
+        key: given[key]
+        for key in own
+        if key in given and key not in fresh and given[key].shape == own[key].shape
+    }
     net.load_state_dict(own | shared)

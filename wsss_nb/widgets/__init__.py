@@ -29,10 +29,12 @@ from wsss_nb.widgets.explorers import (
     SimilarityExplorer,
     imitated_example,
 )
+from wsss_nb.widgets.film import Film, make_film
 from wsss_nb.widgets.lessons import FishBatch, draw_fish, fish_cams, frozen_features, score_cams, train_head
 from wsss_nb.widgets.maps import boundary, color_labels, color_signed, color_unit, draw_boundary, overlay
 from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
 from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
+from wsss_nb.widgets.threads import single_thread
 
 __all__ = [
     "PHOTOS",
@@ -40,6 +42,7 @@ __all__ = [
     "Canvas",
     "Descent",
     "Explorer",
+    "Film",
     "FishBatch",
     "Panel",
     "Photo",
@@ -63,6 +66,7 @@ __all__ = [
     "imitated_example",
     "load_photo",
     "loss_gradient",
+    "make_film",
     "overlay",
     "photo_logits",
     "read_photo",
@@ -73,6 +77,7 @@ __all__ = [
     "score_cams",
     "score_map",
     "similarity_field",
+    "single_thread",
     "snap_example",
     "to_tensor",
     "train_head",

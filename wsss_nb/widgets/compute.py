@@ -20,6 +20,7 @@ from wsss_nb.pseudo_labels import add_background, label_map
 from wsss_nb.sampling import classification_loss
 from wsss_nb.similarity import feature_similarity_loss
 from wsss_nb.widgets.photos import load_photo
+from wsss_nb.widgets.threads import single_thread
 
 __all__ = [
     "Descent",
@@ -95,6 +96,7 @@ def score_map(
     return labels, values
 
 
+@single_thread()
 def loss_gradient(
     logits: Tensor,
     labels: Tensor,
@@ -124,6 +126,7 @@ def cross_over(mu: float) -> float:
     return 1 / (1 + float(np.exp(mu)))
 
 
+@single_thread()
 def similarity_field(cam: Tensor, image: Tensor, mu: float, sigma: float) -> tuple[float, Tensor]:
     """Loss of Eq. 6 ("pixels" normalisation) and its gradient with respect to the map, times H W, (K, h, w)."""
     leaf = cam.detach().clone().requires_grad_()
@@ -140,6 +143,7 @@ class Descent:
     losses: npt.NDArray[np.float64]
 
 
+@single_thread()
 def descend(
     foreground: Tensor, image: Tensor, mu: float = 2.5, sigma: float = 3.0, steps: int = 40, rate: float = 1.0
 ) -> Descent:
@@ -194,11 +198,11 @@ def snap_example(name: str, size: int = 56) -> tuple[Tensor, Tensor, npt.NDArray
 
 
 def _imitated_cam(size: int) -> tuple[Tensor, Tensor, npt.NDArray[np.bool_]]:
-    sample = synthetic_sample(0, "val", 3, size=2 * size)
+    sample = synthetic_sample(0, "val", 8, size=2 * size)
     image = F.interpolate(to_tensor(sample.image), size=(size, size), mode="area")
     mask = torch.from_numpy(sample.mask > 0)[None, None].float()
     blurred = F.interpolate(mask, size=(size, size), mode="area")
-    for radius in (size // 12, size // 20):
+    for radius in (size // 8, size // 14):
         padded = F.pad(blurred, (radius,) * 4, mode="replicate")
         blurred = F.avg_pool2d(padded, 2 * radius + 1, stride=1)
     sharp = F.interpolate(mask, size=(size, size), mode="area")[0, 0] > 0.5

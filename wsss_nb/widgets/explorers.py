@@ -22,6 +22,7 @@ from wsss_nb.widgets.canvas import Picture
 from wsss_nb.widgets.compute import activation, class_logits, descend, photo_logits, snap_example
 from wsss_nb.widgets.photos import PHOTOS, class_name, load_photo, read_photo
 from wsss_nb.widgets.render import render_cam, render_sampling, render_similarity
+from wsss_nb.widgets.threads import single_thread
 
 __all__ = [
     "CamExplorer",
@@ -63,7 +64,8 @@ class Explorer(ipywidgets.VBox):
         if self._quiet:
             return
         try:
-            picture = self.draw()
+            with single_thread():
+                picture = self.draw()
         except (ValueError, RuntimeError) as error:
             self.say(str(error), problem=True)
             return

@@ -14,6 +14,7 @@ from wsss_nb.cam import class_activation_map, condition_on_labels
 from wsss_nb.data.synthetic import FISH, synthetic_sample
 from wsss_nb.metrics import ContourFScore, MeanIoU, PartCoverage
 from wsss_nb.models import create_cam_net
+from wsss_nb.widgets.threads import single_thread
 
 __all__ = ["FishBatch", "draw_fish", "fish_cams", "frozen_features", "score_cams", "train_head"]
 
@@ -71,6 +72,7 @@ def frozen_features(images: Tensor, side: int = 320) -> Tensor:
     return ((features - mean) / (std + 1e-3)).clone()
 
 
+@single_thread()
 def train_head(
     loss_of: Loss,
     features: Tensor,
@@ -108,20 +110,15 @@ def train_head(
     optimizer = torch.optim.AdamW(trained.parameters(), learning_rate, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small only wait for each other on several
-    try:
-        for step in range(steps):
-            if watch is not None:
-                watch(step, trained)
-            chosen = torch.randint(len(features), (batch_size,), generator=generator)
-            loss = loss_of(trained(features[chosen]), labels[chosen], generator)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    finally:
-        torch.set_num_threads(threads)
+    for step in range(steps):
+        if watch is not None:
+            watch(step, trained)
+        chosen = torch.randint(len(features), (batch_size,), generator=generator)
+        loss = loss_of(trained(features[chosen]), labels[chosen], generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     if watch is not None:
         watch(steps, trained)
     return trained.requires_grad_(False), losses

@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsss_nb import crf
+from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_many, dense_crf_torch
+
+GOLDEN = Path(__file__).parent / "golden"
+FAST = CRFConfig(iterations=2)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "crf.npz") as file:
+        return {name: file[name] for name in file}
+
+
+def scene(
+    seed: int = 0, classes: int = 3, height: int = 14, width: int = 18
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two colour regions with noise, and scores that know them only vaguely."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 60.0)
+    image[:, width // 2 :] = (150, 120, 90)
+    image = (image + rng.normal(0, 12, image.shape)).clip(0, 255).astype(np.uint8)
+    scores = rng.random((classes, height, width)) + 0.1
+    scores[1, :, width // 2 :] += 0.5
+    return image, (scores / scores.sum(0)).astype(np.float32)
+
+
+def oracle(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig) -> np.ndarray:
+    """Mean-field updates with all pairs of pixels in float64."""
+    classes, height, width = probabilities.shape
+    y, x = np.mgrid[:height, :width]
+    position = np.stack([y.ravel(), x.ravel()], 1).astype(float)
+    colour = image.reshape(-1, 3).astype(float)
+
+    def kernel(features):
+        return np.exp(-0.5 * ((features[:, None] - features[None]) ** 2).sum(2))
+
+    def softmax(energy):
+        energy = np.exp(energy - energy.max(0))
+        return energy / energy.sum(0)
+
+    bilateral = np.hstack([position / config.bilateral_sxy, colour / config.bilateral_srgb])
+    kernels = []
+    for weight, matrix in (
+        (config.gaussian_compat, kernel(position / config.gaussian_sxy)),
+        (config.bilateral_compat, kernel(bilateral)),
+    ):
+        root = np.sqrt(matrix.sum(1))
+        kernels.append(weight * matrix / root[:, None] / root[None])
+    log_scores = np.log(np.clip(probabilities.astype(float), 1e-5, 1)).reshape(classes, -1)
+    marginals = softmax(log_scores)
+    for _ in range(config.iterations):
+        marginals = softmax(log_scores + sum(marginals @ matrix for matrix in kernels))
+    return marginals.reshape(classes, height, width)
+
+
+# ---------------------------------------------------------------- native backend
+
+
+@pytest.mark.parametrize("exponent", [2, 4, 16])
+def test_native_backend_equals_the_golden_output(golden, exponent):
+    result = dense_crf(golden["image"], golden[f"probs_alpha{exponent}"], backend="pydensecrf")
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, golden[f"crf_alpha{exponent}"], atol=1e-4)
+    np.testing.assert_allclose(result.sum(0), 1, atol=1e-5)
+
+
+def test_parameters_reach_the_native_code(golden):
+    image, probabilities = golden["image"][::2, ::2], golden["probs_alpha4"][:, ::2, ::2]
+    base = dense_crf(image, probabilities, iterations=3)
+    changes = {
+        "iterations": 4,
+        "bilateral_sxy": 20,
+        "bilateral_srgb": 40,
+        "bilateral_compat": 2,
+        "gaussian_sxy": 1.5,
+        "gaussian_compat": 9,
+    }
+    for name, value in changes.items():
+        changed = dense_crf(image, probabilities, **{"iterations": 3, name: value})
+        assert abs(changed - base).max() > 0.01, name
+    by_position = dense_crf(image, probabilities, 3, 20, 40, 2, 1.5, 9)
+    config = CRFConfig(3, 20, 40, 2, 1.5, 9)
+    np.testing.assert_array_equal(by_position, next(dense_crf_many([(image, probabilities)], config, 0)))
+
+
+def test_layout_and_dtype_of_the_arrays_do_not_matter():
+    image, probabilities = scene()
+    expected = dense_crf(image, probabilities, iterations=3)
+    wide = np.zeros((14, 36, 3), np.uint8)
+    wide[:, ::2] = image
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    for other in (wide[:, ::2], planes.transpose(1, 2, 0), np.asfortranarray(image)):
+        assert not other.flags.c_contiguous
+        np.testing.assert_array_equal(dense_crf(other, probabilities, iterations=3), expected)
+    last = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).transpose(2, 0, 1)
+    for other in (last, probabilities.astype(np.float64), np.asfortranarray(probabilities)):
+        np.testing.assert_array_equal(dense_crf(image, other, iterations=3), expected)
+    half = dense_crf(image, probabilities.astype(np.float16), iterations=3)
+    np.testing.assert_allclose(half, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+def test_inputs_are_left_as_they_were(backend):
+    image, probabilities = scene()
+    before = image.copy(), probabilities.copy()
+    dense_crf(image, probabilities, iterations=2, backend=backend)
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(probabilities, before[1])
+
+
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+def test_without_iterations_or_weights_the_scores_are_only_normalised(backend):
+    image, probabilities = scene()
+    expected = probabilities / probabilities.sum(0)
+    for options in ({"iterations": 0}, {"bilateral_compat": 0, "gaussian_compat": 0}):
+        result = dense_crf(image, probabilities * 0.7, backend=backend, **options)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_tiny_images_and_scores_of_zero(backend, size):
+    image, probabilities = scene(height=size[0], width=size[1])
+    probabilities[:, 0, 0] = 0
+    result = dense_crf(image, probabilities, backend=backend)
+    assert result.shape == (3, *size)
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(result.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+def test_scores_below_one_in_100000_count_as_that(backend):
+    image, probabilities = scene()
+    results = []
+    for lowest in (0, 1e-9, 1e-5, 1e-4):
+        probabilities[2, :, :9] = lowest
+        results.append(dense_crf(image, probabilities, iterations=1, bilateral_compat=1, backend=backend))
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_array_equal(results[1], results[2])
+    assert results[3][2, :, :9].mean() > 5 * results[2][2, :, :9].mean() > 0
+
+
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+def test_the_crf_moves_a_soft_border_to_the_edge_of_the_image(backend):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = 200
+    ramp = 1 / (1 + np.exp(-(np.arange(60) - 24) / 3.0)) * np.ones((40, 1))  # its border is at column 24
+    probabilities = np.stack([1 - ramp, ramp])
+    result = dense_crf(image, probabilities, backend=backend)
+    assert (result.argmax(0) == (image[..., 0] > 0)).mean() > 0.99
+    assert (probabilities.argmax(0) == (image[..., 0] > 0)).mean() < 0.92
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", ["bilateral_sxy", "bilateral_srgb", "gaussian_sxy"])
+@pytest.mark.parametrize("value", [0, -3, 1e-10, 0.05, 1e6, float("nan"), float("inf"), "3", None, True])
+def test_widths_that_crash_the_native_code_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name}: expected a number in \[0\.1, 100000\], got"):
+        CRFConfig(**{name: value})
+    image, probabilities = scene()
+    with pytest.raises(ValueError, match=f"{name}: expected a number"):
+        dense_crf(image, probabilities, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["bilateral_compat", "gaussian_compat"])
+@pytest.mark.parametrize("value", [-1, 1e7, float("nan"), float("inf")])
+def test_weights_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name}: expected a number in \[0, 1e\+06\], got"):
+        CRFConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, 1001, 10**10, float("nan"), True])
+def test_iterations_out_of_range_are_refused(value):
+    with pytest.raises(ValueError, match=r"iterations: expected an integer in \[0, 1000\], got"):
+        CRFConfig(iterations=value)
+
+
+def test_numpy_numbers_are_numbers():
+    assert CRFConfig(bilateral_sxy=np.float32(32)).bilateral_sxy == 32
+
+
+IMAGE, SCORES = scene()
+BAD = [
+    (IMAGE.astype(np.float32), SCORES, r"image: expected uint8 \(H, W, 3\), got float32 \(14, 18, 3\)"),
+    (IMAGE[..., :2], SCORES, r"image: expected uint8 \(H, W, 3\), got uint8 \(14, 18, 2\)"),
+    (IMAGE[..., 0], SCORES, r"image: expected uint8 \(H, W, 3\), got uint8 \(14, 18\)"),
+    (
+        IMAGE[:-1],
+        SCORES,
+        r"probabilities: expected \(K, H, W\) = \(2 or more, 13, 18\), .*, got \(3, 14, 18\)",
+    ),
+    (IMAGE, SCORES.transpose(0, 2, 1), r"probabilities: expected .*14, 18\), not empty, got \(3, 18, 14\)"),
+    (IMAGE, SCORES.reshape(3, -1), r"probabilities: expected .*got \(3, 252\)"),
+    (IMAGE, SCORES[:1], r"probabilities: expected .*2 or more.*got \(1, 14, 18\)"),
+    (IMAGE[:0], SCORES[:, :0], r"probabilities: expected .*not empty, got \(3, 0, 18\)"),
+    (IMAGE, (SCORES * 100).astype(np.uint8), r"probabilities: expected a floating dtype, got uint8"),
+    (IMAGE, SCORES - 0.5, r"probabilities: expected values in \[0, 1\], got -"),
+    (IMAGE, SCORES * 3, r"probabilities: expected values in \[0, 1\], got .* to [12]\."),
+    (
+        IMAGE,
+        np.where(SCORES > 0.5, np.nan, SCORES),
+        r"probabilities: expected values in \[0, 1\], got nan to nan",
+    ),
+    (
+        IMAGE,
+        np.where(SCORES > 0.5, np.inf, SCORES),
+        r"probabilities: expected values in \[0, 1\], got .* to inf",
+    ),
+]
+
+
+@pytest.mark.parametrize(("image", "probabilities", "message"), BAD)
+def test_arrays_that_do_not_fit_are_refused(image, probabilities, message):
+    for function in (dense_crf, dense_crf_torch):
+        with pytest.raises(ValueError, match=message):
+            function(image, probabilities)
+
+
+def test_images_beyond_the_native_coordinates_are_refused():
+    image, probabilities = np.zeros((401, 1, 3), np.uint8), np.full((2, 401, 1), 0.5)
+    with pytest.raises(ValueError, match="image: expected at most 400 pixels a side, got 401"):
+        dense_crf(image, probabilities, gaussian_sxy=0.1)
+    assert dense_crf(image[1:], probabilities[:, 1:], gaussian_sxy=0.1).shape == (2, 400, 1)
+
+
+def test_rounding_just_above_one_is_no_error():
+    image, probabilities = scene()
+    probabilities[:, 3, 3] = (1 + 1e-6, 0, 0)
+    assert dense_crf(image, probabilities)[0, 3, 3] > 0.5
+
+
+def test_other_options_are_refused():
+    with pytest.raises(
+        ValueError, match=r"backend: expected one of \('auto', 'pydensecrf', 'torch'\), got 'cuda'"
+    ):
+        dense_crf(IMAGE, SCORES, backend="cuda")
+    for cell in (-1, 0.01, 5, float("nan")):
+        with pytest.raises(ValueError, match=r"cell: expected 0 or a number in \[0\.05, 4\], got"):
+            dense_crf_torch(IMAGE, SCORES, cell=cell)
+    for workers in (-1, 1.5):
+        with pytest.raises(ValueError, match="workers: expected an integer of at least 0, got"):
+            dense_crf_many([], workers=workers)
+
+
+# ---------------------------------------------------------------- torch backend
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CRFConfig(),
+        CRFConfig(iterations=1, bilateral_sxy=32),
+        CRFConfig(iterations=3, bilateral_sxy=4, bilateral_srgb=5, gaussian_sxy=0.5, gaussian_compat=1),
+        CRFConfig(iterations=3, gaussian_compat=0),
+        CRFConfig(iterations=3, bilateral_compat=0, gaussian_sxy=7),
+    ],
+)
+def test_without_merging_torch_equals_all_pairs_in_float64(config):
+    for seed, classes in ((0, 2), (1, 5)):
+        image, probabilities = scene(seed, classes)
+        expected = oracle(image, probabilities, config)
+        np.testing.assert_allclose(dense_crf_torch(image, probabilities, config, cell=0), expected, atol=2e-3)
+        assert abs(expected - probabilities / probabilities.sum(0)).max() > 0.1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_tiles_change_nothing(monkeypatch, kept):
+    """Small tiles, each with its near cells only, computed once or again at every step."""
+    image, probabilities = scene(2, 3)
+    config = CRFConfig(iterations=2, bilateral_sxy=4, bilateral_srgb=8)
+    monkeypatch.setattr(crf, "TILE", (0.7, 0.7, 1.3, 1.3, 1.3))
+    monkeypatch.setattr(crf, "KEPT_WEIGHTS", 10**9 if kept else 0)
+    kernel = crf._BilateralKernel(image, config, 0, "cpu")
+    assert (kernel.kept is not None) == kept
+    assert len(kernel.tiles) > 30
+    assert min(len(near) for _, near in kernel.tiles) < 0.5 * len(kernel.mean)
+    result = dense_crf_torch(image, probabilities, config, cell=0)
+    np.testing.assert_allclose(result, oracle(image, probabilities, config), atol=2e-3)
+
+
+def test_merging_converges_to_the_exact_sum(golden):
+    image, probabilities = golden["image"][20:70, 30:90], golden["probs_alpha4"][:, 20:70, 30:90]
+    config = CRFConfig(iterations=1)
+    exact = dense_crf_torch(image, probabilities, config, cell=0)
+    errors = [
+        abs(dense_crf_torch(image, probabilities, config, cell) - exact).max() for cell in (0.25, 0.5, 1)
+    ]
+    assert errors[0] < errors[1] < errors[2] < 0.05
+    assert errors[0] < 0.005
+
+
+@pytest.mark.parametrize(
+    ("exponent", "agree", "difference"), [(2, 0.987, 0.013), (4, 0.990, 0.010), (16, 0.997, 0.003)]
+)
+def test_the_stated_difference_to_pydensecrf(golden, exponent, agree, difference):
+    result = dense_crf(golden["image"], golden[f"probs_alpha{exponent}"], backend="torch")
+    expected = golden[f"crf_alpha{exponent}"]
+    assert result.dtype == np.float32
+    assert (result.argmax(0) == expected.argmax(0)).mean() >= agree - 0.001
+    assert abs(result - expected).mean() <= difference + 0.0005
+    np.testing.assert_allclose(result.sum(0), 1, atol=1e-5)
+
+
+def test_extreme_weights_and_narrow_kernels_stay_finite():
+    image, probabilities = scene(3)
+    for config in (
+        CRFConfig(bilateral_compat=1e6, gaussian_compat=1e6),
+        CRFConfig(bilateral_sxy=0.1, bilateral_srgb=0.1, gaussian_sxy=0.1),
+        CRFConfig(bilateral_sxy=1e5, bilateral_srgb=1e5, gaussian_sxy=1e5),
+    ):
+        result = dense_crf_torch(image, probabilities, config)
+        assert np.isfinite(result).all()
+        np.testing.assert_allclose(result.sum(0), 1, atol=1e-4)
+
+
+# ---------------------------------------------------------------- backends
+
+
+def test_auto_falls_back_to_torch_where_pydensecrf_is_missing(monkeypatch):
+    image, probabilities = scene()
+    native = dense_crf(image, probabilities, backend="pydensecrf")
+    np.testing.assert_array_equal(dense_crf(image, probabilities), native)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "pydensecrf" else find_spec(name, *rest),
+    )
+    fallback = dense_crf(image, probabilities)
+    np.testing.assert_array_equal(fallback, dense_crf_torch(image, probabilities))
+    assert abs(fallback - native).max() > 0
+    with pytest.raises(ImportError, match="expected the package pydensecrf2 to be installed"):
+        dense_crf(image, probabilities, backend="pydensecrf")
+    with pytest.raises(ImportError, match="pydensecrf2"):
+        dense_crf_many([(image, probabilities)], backend="pydensecrf")
+
+
+def test_workers_of_the_native_backend_start_without_torch():
+    code = "import sys, wsss_nb.crf; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+def die(*arguments: object) -> None:
+    os.abort()
+
+
+def slow_first(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, backend: str) -> np.ndarray:
+    """Stands in for the computation: what came first takes longest."""
+    time.sleep(0.5 if image[0, 0, 0] == 0 else 0)
+    return np.full((1, 1, 1), image[0, 0, 0])
+
+
+def numbered(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.full((2, 2, 3), i, np.uint8), np.full((2, 2, 2), 0.5)) for i in range(count)]
+
+
+def children() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children() if process.name.startswith("Spawn")}
+
+
+def test_workers_give_the_results_of_this_process_in_order():
+    jobs = [scene(seed, classes=2 + seed % 3, height=10 + seed) for seed in range(7)]
+    expected = [dense_crf(*job, iterations=2) for job in jobs]
+    for workers in (0, 2):
+        results = list(dense_crf_many(iter(jobs), FAST, workers))
+        assert len(results) == 7
+        for result, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result, right)
+    assert not children()
+
+
+def test_order_is_kept_when_the_first_job_is_the_slowest(monkeypatch):
+    monkeypatch.setattr(crf, "_infer", slow_first)
+    results = [int(result[0, 0, 0]) for result in dense_crf_many(numbered(6), FAST, workers=2)]
+    assert results == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_worker_that_dies_is_an_error_and_this_process_goes_on(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(crf, "_infer", die)
+        with pytest.raises(
+            RuntimeError, match="dense CRF: a worker process died at job 0 or one of the 2 after it"
+        ):
+            list(dense_crf_many(numbered(3), FAST, workers=1))
+    assert not children()
+    assert len(list(dense_crf_many(numbered(2), FAST, workers=1))) == 2
+
+
+def test_the_torch_backend_runs_in_workers():
+    job = scene()
+    (result,) = dense_crf_many([job], FAST, workers=1, backend="torch")
+    np.testing.assert_allclose(result, dense_crf_torch(*job, FAST), atol=1e-5)
+
+
+def test_jobs_stream_through_and_closing_ends_the_workers(monkeypatch):
+    monkeypatch.setattr(crf, "_infer", slow_first)
+    taken = []
+
+    def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number, job in enumerate(numbered(200)):
+            taken.append(number)
+            yield job
+
+    results = dense_crf_many(jobs(), FAST, workers=1)
+    assert not taken
+    for expected in range(20):
+        assert next(results)[0, 0, 0] == expected
+        assert len(taken) <= expected + 4
+    assert children()
+    results.close()
+    assert not children()
+    assert len(taken) < 30
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_job_is_named_and_ends_the_workers(workers):
+    jobs = numbered(3)
+    jobs[2] = (jobs[2][0], jobs[2][1] * np.nan)
+    with pytest.raises(
+        ValueError, match=r"job 2: probabilities: expected values in \[0, 1\], got nan to nan"
+    ):
+        list(dense_crf_many(jobs, FAST, workers))
+    with pytest.raises(ValueError, match=r"job 0: .*unpack"):
+        list(dense_crf_many([(1, 2, 3)], FAST, workers))
+    assert not children()

@@ -1,0 +1,33 @@
+"""The points of a run's grid: lambda with and without FSL, and the baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wsss_nb.experiment.profiles import Profile
+
+__all__ = ["OURS", "Variant", "grid"]
+
+OURS = "lambda1_fsl"
+"""The paper's own method: importance sampling alone, with the feature-similarity loss."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the CAM network; ``weight`` is lambda, None for the baselines."""
+
+    name: str
+    method: Literal["sampling", "average", "seam"]
+    weight: float | None
+    fsl: bool
+
+
+def grid(profile: Profile) -> list[Variant]:
+    """The points of Figure 2 and the baselines, in the profile's order."""
+    points = [
+        Variant(f"lambda{weight:g}{'_fsl' if fsl else ''}", "sampling", weight, fsl)
+        for fsl in profile.fsl
+        for weight in profile.lambdas
+    ]
+    return points + [Variant(name, name, None, False) for name in profile.baselines]

@@ -1,0 +1,59 @@
+"""Before a run: check the data, make the synthetic set, write down the image-level labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsss_nb.code_version import code_version
+from wsss_nb.data import VOCFolder, check_folder, make_synthetic, write_labels
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.profiles import DataConfig, Profile
+from wsss_nb.files import write_json
+from wsss_nb.stages.steps import step_key
+
+__all__ = ["prepare"]
+
+_STAGES = ("cam", "scoring", "affinitynet", "deeplab")
+
+
+def prepare(profile: Profile, out: Path) -> None:
+    """Write ``out/data``: ``SPLIT.csv`` with the image-level labels, ``prepared.json`` with root, hashes and code version.
+
+    This is the only place that looks at masks before scoring: to check them, and to derive image-level labels where
+    the data set has no others. Training reads ``SPLIT.csv`` and images alone.
+
+    Raises:
+        InputError: no data folder given or found, a bad file (named; with ``data.skip_bad`` counted and left out).
+    """
+    data = profile.data
+    root = _root(data, out)
+    splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
+    report = check_folder(root, splits, skip_bad=data.skip_bad)
+    bad = sorted(report.bad)
+    if bad:
+        print(f"{root.name}: left out {len(bad)} bad images: {', '.join(bad)}", flush=True)
+    hashes = {}
+    for split in splits:
+        folder = VOCFolder(root, split).without(report.bad)
+        write_labels(folder, out / "data" / f"{split}.csv")
+        hashes[split] = folder.split_hash(masks=split == data.val_split)
+    prepared = {
+        "root": root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root),
+        "hash": step_key({"splits": hashes, "bad": bad})[:16],
+        "bad": bad,
+        "code": {stage: code_version(f"wsss_nb.stages.{stage}") for stage in _STAGES},
+    }
+    write_json(out / "data" / "prepared.json", prepared)
+
+
+def _root(data: DataConfig, out: Path) -> Path:
+    if data.root:
+        return Path(data.root).resolve()
+    if data.kind == "voc":
+        raise InputError("data.root: expected a folder in VOC layout (--data FOLDER), got none")
+    spec = {"num_train": data.num_train, "num_val": data.num_val, "seed": data.seed}
+    key = step_key({**spec, "code": code_version("wsss_nb.data.synthetic")})
+    root = out / "data" / f"synthetic-{key[:8]}"
+    if not root.exists():
+        make_synthetic(root, **spec)
+    return root
