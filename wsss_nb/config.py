@@ -10,4 +10,6 @@ __all__ = ["Config"]
 class Config(BaseModel):
     """A frozen, typed group of settings; an unknown field is an error, never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, strict=True, allow_inf_nan=False
+    )

@@ -29,9 +29,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: expected a writable place, got {error.strerror or error}") from error
+    try:
         yield temporary
         os.replace(temporary, path)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise InputError(f"{path}: expected a writable place, got {error.strerror or error}") from error
     except OSError as error:
         if error.errno in {28, 30}:  # no space left, read-only file system
@@ -60,6 +63,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a JSON file, got none") from error
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable JSON file, got {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected JSON, got {error}") from error
 

@@ -1,4 +1,4 @@
-"""Worker processes that die with their parent and compute with a fixed number of threads."""
+"""Worker processes that die with their parent, and computing with a fixed number of threads."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
-__all__ = ["WorkerDiedError", "follow_parent", "worker_pool"]
+__all__ = ["WorkerDiedError", "fixed_threads", "follow_parent", "worker_pool"]
 
 
 class WorkerDiedError(RuntimeError):
     """A worker process ended without an answer (killed, out of memory, crash in native code)."""
+
+
+@contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Compute with ``threads`` threads in this block, as a worker of :func:`worker_pool` would."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def follow_parent(parent: int) -> None:

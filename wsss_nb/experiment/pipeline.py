@@ -22,7 +22,7 @@ from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 from wsss_nb.stages.loop import History, progress
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
 from wsss_nb.stages.steps import run_step
-from wsss_nb.workers import WorkerDiedError, worker_pool
+from wsss_nb.workers import WorkerDiedError, fixed_threads, worker_pool
 
 __all__ = ["Run", "open_notebook_run", "open_run"]
 
@@ -93,6 +93,12 @@ class Run:
 
     def train_cam(self, variant: str, seed: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
         """Train one point of the grid, score its CAMs on the val split; a row of ``results["cam"]``."""
+        row = self.cam_row(variant, seed, on_epoch)
+        self._record("cam", [row])
+        return row
+
+    def cam_row(self, variant: str, seed: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+        """:meth:`train_cam` without writing ``results.json``, for processes side by side; one thread as in those."""
         point = self._variant(variant)
         weights, upstream = self.pretrain()
         config, inference = self.cam_config(point), self.inference_config(point)
@@ -108,7 +114,8 @@ class Run:
             history = cam.train_cam(self.train, backbone, config, seed, out, weights, views, on_epoch, name)
             return {"history": history}
 
-        model = run_step(self.out / folder / "model", inputs, training)
+        with fixed_threads(1):
+            model = run_step(self.out / folder / "model", inputs, training)
 
         def scoring(out: Path) -> dict[str, Any]:
             net = cam.load_cam(
@@ -125,7 +132,8 @@ class Run:
 
         inputs = self._inputs("scoring", inference=inference.model_dump(mode="json"), void=self.profile.data.void,
                               upstream=model["key"])  # fmt: skip
-        scored = run_step(self.out / folder / "val", inputs, scoring)
+        with fixed_threads(1):
+            scored = run_step(self.out / folder / "val", inputs, scoring)
         history = model["result"]["history"]
         return {
             "variant": point.name, "method": point.method, "lambda": point.weight, "fsl": point.fsl, "seed": seed,
@@ -350,7 +358,7 @@ class Run:
             "schema": 1,
             "run": self.out.name,
             "profile": profile,
-            "synthetic": self.profile.data.kind == "synthetic",
+            "synthetic": self.profile.data.kind == "synthetic" and not self.profile.data.root,
             "classes": list(self.val.classes),
             "data": {
                 "train": len(self.train.names), "val": len(self.val.names), "hash": self.prepared["hash"],
@@ -379,7 +387,7 @@ def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train_point(profile: Profile, out: Path, variant: str, seed: int) -> dict[str, Any]:
-    return Run(profile, out).train_cam(variant, seed)
+    return Run(profile, out).cam_row(variant, seed)
 
 
 def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, overrides: str) -> Run:
@@ -406,7 +414,7 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
     """
     out = Path(out_dir).resolve()
     prepare(profile, out)
-    torch.set_num_threads(max(1, profile.workers))
+    torch.set_num_threads(profile.threads)
     run = Run(profile, out)
     write_json(out / RESULTS, run.results())
     return run

@@ -28,7 +28,10 @@ def prepare(profile: Profile, out: Path) -> None:
     data = profile.data
     root = _root(data, out)
     splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
-    report = check_folder(root, splits, skip_bad=data.skip_bad)
+    # masks nobody looks at need not be there: those of the train split, unless its labels come from them
+    needless = VOCFolder(root, data.train_split).label_source != "masks"
+    masks = (data.val_split,) if needless else splits
+    report = check_folder(root, splits, skip_bad=data.skip_bad, mask_splits=masks)
     bad = sorted(report.bad)
     if bad:
         print(f"{root.name}: left out {len(bad)} bad images: {', '.join(bad)}", flush=True)

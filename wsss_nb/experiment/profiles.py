@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,9 @@ class Profile(Config):
     baselines: tuple[Literal["average", "seam"], ...] = ("average", "seam")
     refine: tuple[Literal["ours", "seam"], ...] = ("ours", "seam")
     workers: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = Field(
+        1, description="of every network that is trained alone; changes the last digits"
+    )
     pretrain: PretrainConfig | None = None
     cam: CamConfig = CamConfig()
     seam: CamConfig = CamConfig(method="seam", pooling="average")
@@ -95,6 +99,7 @@ def _quick() -> Profile:
         data=DataConfig(kind="synthetic"),
         backbone="tiny",
         workers=2,
+        threads=2,
         pretrain=PretrainConfig(
             epochs=12, batch_size=16, views=views,
             optimizer=OptimizerConfig(learning_rate=0.1, head_multiplier=1.0, warmup=0.2),
@@ -106,7 +111,7 @@ def _quick() -> Profile:
         affinitynet=affinity,
         seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
         deeplab=DeepLabConfig(
-            epochs=8, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.01, head_multiplier=2.0), views=views,
+            epochs=8, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.02), views=views,
             scales=(1.0,), crf=CRFStageConfig(iterations=1, bilateral_sxy=20, gaussian_sxy=2),
         ),
     )  # fmt: skip
@@ -131,6 +136,7 @@ def _photos() -> Profile:
         lambdas=(0.0, 1.0),
         baselines=("average", "seam"),
         workers=2,
+        threads=2,
         cam=cam,
         seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 8}),
         inference=InferenceConfig(scales=(1.0,), max_normalize=False),
@@ -149,13 +155,15 @@ def _paper() -> Profile:
     return Profile(name="paper", data=DataConfig(kind="voc", train_split="train_aug"))
 
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
 PROFILES: dict[str, Callable[[], Profile]] = {"quick": _quick, "photos": _photos, "paper": _paper}
 
 
 def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in dotted.items():
-        *path, last = key.split(".")
+        *path, last = str(key).split(".")
         node = tree
         for part in path:
             node = node.setdefault(part, {})
@@ -173,6 +181,17 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         else:
             merged[key] = value
     return merged
+
+
+def _plain(value: Any) -> Any:
+    """What YAML gave, in the profile's types: lists as tuples, 1e-3 (text for YAML 1.1) as the number it is."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _parsed(overrides: Mapping[str, Any] | Sequence[str] | str) -> dict[str, Any]:
@@ -208,7 +227,7 @@ def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str =
     """
     if name not in PROFILES:
         raise InputError(f"profile: expected one of {', '.join(PROFILES)}, got {name!r}")
-    values = _merged(PROFILES[name]().model_dump(), _parsed(overrides))
+    values = _merged(PROFILES[name]().model_dump(), _plain(_parsed(overrides)))
     try:
         return Profile.model_validate(values)
     except ValidationError as error:

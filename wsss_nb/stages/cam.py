@@ -114,7 +114,7 @@ def train_cam(
     return train(
         modules, loader, objective, groups=net.parameter_groups(), config=config.optimizer, epochs=config.epochs,
         seed=seed, checkpoint=out / CHECKPOINT, extra_groups=learned if config.learn_similarity else None,
-        record=lambda: {"mu": float(similarity.mu), "sigma": float(similarity.sigma)},
+        record=lambda: {"mu": similarity.mu.item(), "sigma": similarity.sigma.item()},
         on_epoch=on_epoch, description=description,
     )  # fmt: skip
 

@@ -77,9 +77,10 @@ def _load(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.SGD) -> tup
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["epoch"]), list(state["history"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # torch.load raises many types on a damaged file
+        first = next(iter(str(error).splitlines()), "an incomplete file")
         raise InputError(
-            f"{path}: expected a checkpoint of this model, got {type(error).__name__}: {str(error).splitlines()[0]}; "
+            f"{path}: expected a checkpoint of this model, got {type(error).__name__}: {first}; "
             "remove it to train from the start"
         ) from error
 

@@ -67,6 +67,17 @@ def cost_of(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     }
 
 
+def _clear(folder: Path) -> None:
+    """Empty a step's folder; ``started.json`` stays, with a key that no step has, so that a kill meanwhile does no harm."""
+    write_json(folder / STARTED, {"key": None})
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != STARTED:
+            path.unlink()
+
+
 def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Do ``work(folder)`` unless the folder already holds its result for the same inputs.
 
@@ -87,16 +98,16 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
         if known.get("key") == key:
             return known
     started = folder / STARTED
-    if folder.exists() and any(folder.iterdir()):
+    # a hidden file is what an interrupted write left behind
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         ours = manifest.exists() or started.exists()
         if not ours:
             raise InputError(
                 f"{folder}: expected an empty folder or an earlier result of this step, got other files"
             )
         if not started.exists() or read_json(started).get("key") != key:
-            shutil.rmtree(folder)
-    if not started.exists():
-        write_json(started, {"key": key})
+            _clear(folder)
+    write_json(started, {"key": key})
     manifest.unlink(missing_ok=True)
     result, cost = cost_of(lambda: work(folder))
     value = {"key": key, "inputs": inputs, "result": result, "cost": cost}

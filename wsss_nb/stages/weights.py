@@ -36,15 +36,19 @@ def load_trained(net: nn.Module, checkpoint: Path) -> Any:
 
 
 def start_from(net: Any, checkpoint: Path) -> None:
-    """Copy the backbone of a trained network into ``net``; its new layers keep their initial values."""
-    groups = net.parameter_groups()
-    new = {id(parameter) for name in ("new_weights", "new_biases") for parameter in groups[name]}
-    fresh = {name for name, parameter in net.named_parameters() if id(parameter) in new}
+    """Copy the backbone of a trained network into ``net``; its new layers keep their initial values.
+
+    Names match with and without the prefix "backbone." that the released DeepLab has.
+
+    Raises:
+        InputError: the file is missing or damaged, or not all of the backbone is in it.
+    """
     own = net.state_dict()
-    given = _saved_network(checkpoint)
-    shared = {
-        key: given[key]
-        for key in own
-        if key in given and key not in fresh and given[key].shape == own[key].shape
-    }
+    given = {key.removeprefix("backbone."): value for key, value in _saved_network(checkpoint).items()}
+    prefix = "backbone." if net.prefixed else ""
+    wanted = [f"{prefix}{key}" for key in net.backbone.state_dict()]
+    shared = {key: given.get(key.removeprefix("backbone.")) for key in wanted}
+    for key, value in shared.items():
+        if value is None or value.shape != own[key].shape:
+            raise InputError(f"{checkpoint}: expected the backbone of {type(net).__name__}, got none or another {key}")
     net.load_state_dict(own | shared)

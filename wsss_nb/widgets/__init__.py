@@ -14,6 +14,7 @@ from wsss_nb.widgets.compute import (
     class_logits,
     cross_over,
     descend,
+    enlarge,
     loss_gradient,
     photo_logits,
     score_map,
@@ -31,6 +32,7 @@ from wsss_nb.widgets.explorers import (
 )
 from wsss_nb.widgets.film import Film, make_film
 from wsss_nb.widgets.lessons import FishBatch, draw_fish, fish_cams, frozen_features, score_cams, train_head
+from wsss_nb.widgets.loss_plot import LossPlot, render_history
 from wsss_nb.widgets.maps import boundary, color_labels, color_signed, color_unit, draw_boundary, overlay
 from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
 from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
@@ -44,6 +46,7 @@ __all__ = [
     "Explorer",
     "Film",
     "FishBatch",
+    "LossPlot",
     "Panel",
     "Photo",
     "Picture",
@@ -52,8 +55,6 @@ __all__ = [
     "SimilarityExplorer",
     "activation",
     "boundary",
-    "fish_cams",
-    "frozen_features",
     "class_logits",
     "class_name",
     "color_labels",
@@ -63,6 +64,9 @@ __all__ = [
     "descend",
     "draw_boundary",
     "draw_fish",
+    "enlarge",
+    "fish_cams",
+    "frozen_features",
     "imitated_example",
     "load_photo",
     "loss_gradient",
@@ -71,6 +75,7 @@ __all__ = [
     "photo_logits",
     "read_photo",
     "render_cam",
+    "render_history",
     "render_panels",
     "render_sampling",
     "render_similarity",

@@ -80,7 +80,9 @@ class Picture:
         Image.fromarray(self.pixels).save(buffer, **options)
         return buffer.getvalue()
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         encoded = {"image/png": self.png(small=True), "image/jpeg": self.jpeg()}
         mime = min(encoded, key=lambda kind: len(encoded[kind]))
         text = base64.b64encode(encoded[mime]).decode()

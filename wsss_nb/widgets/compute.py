@@ -29,6 +29,7 @@ __all__ = [
     "class_logits",
     "cross_over",
     "descend",
+    "enlarge",
     "loss_gradient",
     "photo_logits",
     "score_map",
@@ -76,6 +77,12 @@ def activation(logits: Tensor, index: int, normalize: Normalize = "maximum") -> 
         return class_activation_map(logits[None])[0, index]
     positive = logits[index].clamp(min=0)
     return positive / positive.max().clamp(min=1e-5)
+
+
+def enlarge(coarse: Tensor, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """A map (h, w) resized bilinearly to (H, W) = size, clipped to 0..1."""
+    large = F.interpolate(coarse.detach().float()[None, None], size=size, mode="bilinear")[0, 0]
+    return large.clamp(0, 1).numpy()
 
 
 def score_map(

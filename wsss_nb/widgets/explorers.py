@@ -46,7 +46,9 @@ class Explorer(ipywidgets.VBox):
     encoding: Literal["png", "jpeg"] = "png"
 
     def __init__(self, controls: Sequence[ipywidgets.Widget], width: int) -> None:
-        self.picture = ipywidgets.Image(format=self.encoding, layout={"width": "100%", "max_width": f"{width}px"})
+        self.picture = ipywidgets.Image(
+            format=self.encoding, layout={"width": "100%", "max_width": f"{width}px"}
+        )
         self.words = ipywidgets.HTML()
         self.values: dict[str, float] = {}
         self._quiet = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from wsss_nb.widgets.canvas import Picture
@@ -43,10 +44,8 @@ def make_film(frames: Sequence[Picture], alt: str, seconds: float = 0.15, pause:
         raise ValueError(f"frames: expected pictures of one size, got {sizes}")
     images = [Image.fromarray(frame.pixels) for frame in frames]
     # one palette for all frames, or colours would flicker
-    palette = Image.new("RGB", (images[0].width, 2 * images[0].height))
-    palette.paste(images[0], (0, 0))
-    palette.paste(images[-1], (0, images[0].height))
-    shared = palette.quantize(255, dither=Image.Dither.NONE)
+    sample = np.concatenate([frame.pixels[::2, ::2] for frame in frames])
+    shared = Image.fromarray(sample).quantize(255, dither=Image.Dither.NONE)
     indexed = [image.quantize(palette=shared, dither=Image.Dither.NONE) for image in images]
     times = [round(1000 * seconds)] * len(images)
     times[0] = times[-1] = round(1000 * pause)

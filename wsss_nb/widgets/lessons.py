@@ -36,7 +36,9 @@ class FishBatch:
         return (self.images[index] * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def draw_fish(count: int, split: str = "train", seed: int = 0, size: int = 96, num_classes: int = 4) -> FishBatch:
+def draw_fish(
+    count: int, split: str = "train", seed: int = 0, size: int = 96, num_classes: int = 4
+) -> FishBatch:
     """Draw images of the synthetic data set into memory; K = num_classes counts the background.
 
     Example:

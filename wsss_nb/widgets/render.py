@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsss_nb.cam import class_activation_map
@@ -20,7 +19,7 @@ from wsss_nb.pseudo_labels import add_background
 from wsss_nb.sampling import draw_pixels, sampling_probabilities
 from wsss_nb.similarity import dissimilarity, similarity_weight, spatial_weight
 from wsss_nb.widgets.canvas import ACTIVATION, DIVERGING, GREY, INK, ORANGE, Box, Canvas, Picture, Pixels
-from wsss_nb.widgets.compute import cross_over, loss_gradient, score_map, similarity_field
+from wsss_nb.widgets.compute import cross_over, enlarge, loss_gradient, score_map, similarity_field
 from wsss_nb.widgets.maps import color_signed, color_unit, draw_boundary, overlay
 
 __all__ = ["Panel", "render_cam", "render_panels", "render_sampling", "render_similarity"]
@@ -143,8 +142,7 @@ def render_cam(
     Returns:
         Picture with the values of `score_map`.
     """
-    coarse = activation.detach().float()
-    full = F.interpolate(coarse[None, None], size=image.shape[:2], mode="bilinear")[0, 0].numpy().clip(0, 1)
+    full = enlarge(activation, (image.shape[0], image.shape[1]))
     labels, values = score_map(full, rule, mask)
     if crf is not None:
         labels, values = _refined(image, full, rule, mask, crf)
@@ -157,7 +155,7 @@ def render_cam(
     if mask is not None:
         found = draw_boundary(found, mask, (255, 255, 255))
         note = f"IoU {100 * values['iou']:.1f}   contour F {100 * values['contour_f']:.1f}   (white: outlined by hand)"
-    height, width = coarse.shape
+    height, width = activation.shape
     panels = [
         Panel("photograph", image, smooth=True),
         Panel(
@@ -295,8 +293,8 @@ def render_similarity(
     grid = torch.stack(
         torch.meshgrid(torch.arange(height) - row, torch.arange(width) - column, indexing="ij"), -1
     )
-    w = spatial_weight(grid.float(), sigma)
-    w = (w / w.max()).numpy()
+    weight = spatial_weight(grid.float(), sigma)
+    w = (weight / weight.max()).numpy()
     f = similarity_weight(delta, mu).numpy()
     loss, gradient = similarity_field(torch.stack([1 - a, a])[None], image, mu, sigma)
     push = (gradient[0] - gradient[1]).numpy()  # minus the derivative along a, the background being 1 - a

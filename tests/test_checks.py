@@ -1,0 +1,156 @@
+"""The exercises' checks: right answers pass, and every known slip is told by name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from wsss_nb import checks
+
+
+def _max_gradient(cam):
+    flat = cam.flatten(1)
+    return torch.nn.functional.one_hot(flat.argmax(1), flat.shape[1]).float().view_as(cam)
+
+
+def _iou(prediction, target):
+    return ((prediction & target).sum() / (prediction | target).sum()).nan_to_num()
+
+
+def _closed(delta, mu):
+    c = math.exp(2 * mu)
+    return 1 - 2 * (1 - delta) ** 2 / (c * delta**2 + (1 - delta) ** 2)
+
+
+SOLUTIONS = {
+    checks.check_class_map: lambda f, w, b: torch.tensordot(w, f, 1) + b,
+    checks.check_max_gradient: _max_gradient,
+    checks.check_background: lambda a, alpha: (1 - a.max(0).values).pow(alpha),
+    checks.check_iou: _iou,
+    checks.check_pmf: lambda a: a / a.flatten(1).sum(1)[:, None, None],
+    checks.check_expected_push: lambda a: a * (1 - a) / a.sum(),
+    checks.check_draws_needed: lambda std, wanted: -int(-((std / wanted) ** 2) // 1),
+    checks.check_mu_for: lambda d: math.log(1 / d - 1),
+    checks.check_closed_form: _closed,
+    checks.check_laplacian: lambda M, a: sum(
+        M[i, j] * ((a[i] - a[j]) ** 2).sum() / 2 for i in range(len(a)) for j in range(len(a))
+    ),
+    checks.check_descent_direction: lambda M, a: 2 * (torch.diag(M.sum(0)) - M).mm(a),
+}
+
+SLIPS = [
+    (checks.check_class_map, lambda f, w, b: torch.tensordot(w, f, 1), "bias is missing"),
+    (checks.check_class_map, lambda f, w, b: (w[:, None, None] * f).mean(0) + b, "not be divided"),
+    (checks.check_class_map, lambda f, w, b: (torch.tensordot(w, f, 1) + b).relu(), "negative values"),
+    (checks.check_max_gradient, lambda a: _max_gradient(a) * a, "not the maximum itself"),
+    (checks.check_max_gradient, lambda a: torch.full_like(a, 1 / a[0].numel()), "gradient of the average"),
+    (checks.check_max_gradient, lambda a: (a == a.max()).float(), "one maximum per class"),
+    (checks.check_max_gradient, lambda a: (a == a.amax(0)).float(), "over pixels, for each class"),
+    (checks.check_background, lambda a, alpha: 1 - a.amax(0), "exponent is missing"),
+    (checks.check_background, lambda a, alpha: (1 - a.sum(0)) ** alpha, "not the sum"),
+    (checks.check_background, lambda a, alpha: 1 - a.amax(0) ** alpha, "exponent belongs outside"),
+    (checks.check_iou, lambda p, t: (p == t).float().mean(), "accuracy"),
+    (checks.check_iou, lambda p, t: (p & t).sum() / p.sum(), "precision"),
+    (checks.check_iou, lambda p, t: (p & t).sum() / t.sum(), "recall"),
+    (checks.check_iou, lambda p, t: 2 * (p & t).sum() / (p.sum() + t.sum()), "Dice"),
+    (checks.check_pmf, lambda a: a / a.sum(0), "over the classes of a pixel"),
+    (checks.check_pmf, lambda a: a / a.sum(), "each class needs its own"),
+    (checks.check_pmf, lambda a: a / a.amax((1, 2), keepdim=True), "maximum instead of the sum"),
+    (checks.check_pmf, lambda a: a.flatten(1).softmax(1).view_as(a), "softmax over pixels"),
+    (checks.check_expected_push, lambda a: torch.full_like(a, 1 / a.sum().item()), "chain rule"),
+    (checks.check_expected_push, lambda a: -a * (1 - a) / a.sum(), "the sign"),
+    (checks.check_expected_push, lambda a: 1 - a, "probability of the draw"),
+    (checks.check_draws_needed, lambda std, wanted: math.ceil(std / wanted), "square root"),
+    (checks.check_draws_needed, lambda std, wanted: int((std / wanted) ** 2), "round up"),
+    (checks.check_mu_for, lambda d: math.log(d / (1 - d)), "the sign"),
+    (checks.check_mu_for, lambda d: -math.log(d), "needs the logit"),
+    (checks.check_mu_for, lambda d: 1 / (1 + math.exp(d)), "cross-over for a given mu"),
+    (checks.check_closed_form, lambda d, mu: _closed(d, mu / 2), "exp(2 mu)"),
+    (checks.check_closed_form, lambda d, mu: -_closed(d, mu), "the sign"),
+    (checks.check_closed_form, lambda d, mu: _closed(d, 0), "mu is ignored"),
+    (checks.check_closed_form, lambda d, mu: torch.tanh(mu + torch.log(d / (1 - d)) * 0 / 0), "nan"),
+    (checks.check_laplacian, lambda M, a: torch.einsum("ik,ij,jk->", a, M, a), "degrees D"),
+    (checks.check_laplacian, lambda M, a: 2 * SOLUTIONS[checks.check_laplacian](M, a), "factor 1/2"),
+    (checks.check_laplacian, lambda M, a: -SOLUTIONS[checks.check_laplacian](M, a), "D - M, not M - D"),
+    (checks.check_descent_direction, lambda M, a: 2 * (M - torch.diag(M.sum(0))) @ a, "goes against it"),
+    (checks.check_descent_direction, lambda M, a: (torch.diag(M.sum(0)) - M) @ a, "carries a 2"),
+    (checks.check_descent_direction, lambda M, a: -2 * M @ a, "diagonal of row sums"),
+]
+
+
+def test_every_check_is_tested():
+    names = {name for name in checks.__all__ if name.startswith("check_")} - {"check_answer"}
+    assert names == {check.__name__ for check in SOLUTIONS} == {check.__name__ for check, _, _ in SLIPS}
+
+
+@pytest.mark.parametrize("check", SOLUTIONS, ids=lambda check: check.__name__)
+def test_solutions_pass(check):
+    verdict = check(SOLUTIONS[check])
+    assert verdict and repr(verdict).startswith("✓ "), verdict
+
+
+@pytest.mark.parametrize(("check", "answer", "words"), SLIPS)
+def test_slips_are_named(check, answer, words):
+    verdict = check(answer)
+    assert not verdict and words in verdict.message and repr(verdict).startswith("✗ "), verdict
+
+
+@pytest.mark.parametrize("check", SOLUTIONS, ids=lambda check: check.__name__)
+def test_unfinished_and_broken_answers(check):
+    def stub(*arguments):
+        return None
+
+    def broken(*arguments):
+        raise KeyError("no such thing")
+
+    assert check(stub).message == "stub returns None: nothing is filled in yet"
+    assert "broken stopped with KeyError: 'no such thing'" in check(broken).message
+    assert "expected a number or a tensor, got str" in check(lambda *arguments: "seven").message
+    assert "expected shape" in check(lambda *arguments: torch.zeros(7, 7, 7)).message
+
+
+def test_a_wrong_number_is_told_with_the_right_one():
+    assert check_message(lambda d: 2.0) == "<lambda>: expected 2.197, got 2"
+
+
+def check_message(answer):
+    """What check_mu_for says."""
+    return checks.check_mu_for(answer).message
+
+
+def test_iou_of_empty_masks_is_asked_for():
+    def divides_by_zero(prediction, target):
+        both, either = int((prediction & target).sum()), int((prediction | target).sum())
+        return both / either if both else 1.0
+
+    assert "disjoint masks: expected 0, got 1" in checks.check_iou(divides_by_zero).message
+
+
+def test_answers_cannot_change_the_question():
+    def spoils(cam):
+        cam.zero_()
+        return cam
+
+    assert not checks.check_pmf(spoils)
+    assert checks.check_pmf(SOLUTIONS[checks.check_pmf])
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        (0.5, 0.5, True), (torch.tensor(0.5), 0.5, True), (0.5004, 0.5, True), (0.51, 0.5, False), (1, 1.0, True),
+        ("lambda1", "lambda1", True), ("lambda0", "lambda1", False), (1.0, "lambda1", False), ("0.5", 0.5, False),
+        (True, True, True), (torch.tensor(2) > 1, True, True), (1, True, False), (False, 0.0, False),
+        ([1], 1.0, False), (float("nan"), 1.0, False),
+    ],
+)  # fmt: skip
+def test_single_answers(answer, expected, right):
+    verdict = checks.check_answer(answer, expected, "because")
+    assert bool(verdict) is right and "because" in verdict.message
+
+
+def test_a_single_answer_not_given():
+    for nothing in (None, ...):
+        assert checks.check_answer(nothing, 1.0, "secret").message == "nothing is filled in yet"

@@ -1,0 +1,179 @@
+"""Profiles: frozen, typed, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from wsss_nb.cli import main
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.grid import OURS, grid
+from wsss_nb.experiment.profiles import PROFILES, Profile, load_profile
+from wsss_nb.stages.config import CamConfig
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_a_profile_is_valid_frozen_and_json(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert Profile.model_validate_json(json.dumps(profile.model_dump(mode="json"))) == profile
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.backbone = "tiny"  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.cam.epochs = 3  # type: ignore[misc]
+    assert {0.0, 1.0} <= set(profile.lambdas) and set(profile.fsl) == {False, True}
+    assert OURS in {point.name for point in grid(profile)}
+
+
+def test_paper_profile_has_the_papers_numbers() -> None:
+    paper = load_profile("paper")
+    assert paper.backbone == "resnet38" and paper.data.train_split == "train_aug"
+    cam = paper.cam
+    assert (cam.epochs, cam.batch_size, cam.dropout, cam.siamese_scale) == (8, 8, 0.5, 0.3)
+    assert (cam.optimizer.learning_rate, cam.optimizer.weight_decay, cam.optimizer.power) == (0.01, 5e-4, 0.9)
+    assert cam.optimizer.head_multiplier == 10 and (cam.mu, cam.sigma) == (2.5, 5.0)
+    assert (paper.affinitynet.alpha_amplified, paper.affinitynet.alpha_weakened) == (2, 4)
+    assert (paper.seam_affinitynet.alpha_amplified, paper.seam_affinitynet.alpha_weakened) == (4, 24)
+    assert (paper.affinitynet.beta, paper.affinitynet.log_t, paper.affinitynet.radius) == (8, 6, 5)
+
+
+def test_grid_by_hand() -> None:
+    profile = load_profile("quick", {"lambdas": [0.0, 0.25], "fsl": [False, True], "baselines": ["seam"]})
+    assert [(p.name, p.method, p.weight, p.fsl) for p in grid(profile)] == [
+        ("lambda0", "sampling", 0.0, False),
+        ("lambda0.25", "sampling", 0.25, False),
+        ("lambda0_fsl", "sampling", 0.0, True),
+        ("lambda0.25_fsl", "sampling", 0.25, True),
+        ("seam", "seam", None, False),
+    ]
+
+
+def test_quick_has_the_points_of_figure_2() -> None:
+    points = grid(load_profile("quick"))
+    for fsl in (False, True):
+        assert len({point.weight for point in points if point.method == "sampling" and point.fsl == fsl}) >= 5
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "cam.epochs=3 cam.optimizer.learning_rate=0.5 seeds=[0,1,2] data.root=/some/where cam.siamese=true",
+        ["cam.epochs=3", "cam.optimizer.learning_rate=0.5", "seeds=[0, 1, 2]", "data.root=/some/where", "cam.siamese=True"],
+        {"cam.epochs": 3, "cam.optimizer.learning_rate": 0.5, "seeds": (0, 1, 2), "data.root": "/some/where", "cam.siamese": True},
+        {"cam": {"epochs": 3, "optimizer": {"learning_rate": 0.5}, "siamese": True}, "seeds": [0, 1, 2], "data": {"root": "/some/where"}},
+    ],
+)  # fmt: skip
+def test_overrides_nested_dotted_and_as_text(overrides: Any) -> None:
+    base, profile = load_profile("quick"), load_profile("quick", overrides)
+    expected = base.model_copy(
+        update={
+            "seeds": (0, 1, 2),
+            "data": base.data.model_copy(update={"root": "/some/where"}),
+            "cam": base.cam.model_copy(
+                update={
+                    "epochs": 3,
+                    "siamese": True,
+                    "optimizer": base.cam.optimizer.model_copy(update={"learning_rate": 0.5}),
+                }
+            ),
+        }
+    )
+    assert profile == expected != base
+    assert load_profile("quick") == base, "overrides leave the profile itself alone"
+
+
+def test_values_of_every_kind() -> None:
+    changes = "cam.num_samples=null lambdas=[0,1] cam.optimizer.learning_rate=1e-3 cam.views.sizes=[[48,64]]"
+    changes += " deeplab.crf=null inference.background=power:6 cam.optimizer.weight_decay=0"
+    profile = load_profile("quick", changes)
+    assert profile.cam.num_samples is None and profile.deeplab.crf is None
+    assert profile.lambdas == (0.0, 1.0) and profile.cam.views.sizes == ((48, 64),)
+    assert profile.cam.optimizer.learning_rate == 0.001 and profile.cam.optimizer.weight_decay == 0
+    assert profile.inference.background == "power:6"
+    again = load_profile("paper", "pretrain.epochs=2")
+    assert again.pretrain is not None and again.pretrain.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # unknown
+        ("epochs=3", "epochs: no such field, got 3"),
+        ("cam.epoch=3", "cam.epoch: no such field, got 3"),
+        ("cam.optimizer.lr=0.1", "cam.optimizer.lr: no such field, got 0.1"),
+        ("cam.epochs.most=3", "cam.epochs: "),
+        # of another type
+        ("cam.epochs=true", "cam.epochs: Input should be a valid integer, got True"),
+        ("cam.epochs=3.5", "cam.epochs: "),
+        ("cam.epochs=three", "cam.epochs: Input should be a valid integer, got 'three'"),
+        ('cam.epochs="3"', "cam.epochs: Input should be a valid integer, got '3'"),
+        ('cam.mu="2.5"', "cam.mu: Input should be a valid number, got '2.5'"),
+        ("cam.mu=true", "cam.mu: Input should be a valid number, got True"),
+        ("cam.siamese=1", "cam.siamese: Input should be a valid boolean, got 1"),
+        ('cam.siamese="False"', "cam.siamese: Input should be a valid boolean, got 'False'"),
+        ("data.train_split=2012", "data.train_split: Input should be a valid string, got 2012"),
+        ("seeds=0", "seeds: "),
+        ("seeds=[0,true]", "seeds.1: Input should be a valid integer, got True"),
+        ("cam=3", "cam: "),
+        ("cam=null", "cam: "),
+        # out of range
+        ("cam.weight=1.2", "cam.weight: Input should be less than or equal to 1, got 1.2"),
+        ("lambdas=[0,1.2]", "lambdas.1: Input should be less than or equal to 1, got 1.2"),
+        ("cam.epochs=0", "cam.epochs: Input should be greater than or equal to 1, got 0"),
+        ("cam.optimizer.learning_rate=-1", "cam.optimizer.learning_rate: Input should be greater than 0, got -1"),
+        ("cam.optimizer.momentum=1", "cam.optimizer.momentum: Input should be less than 1, got 1"),
+        ("cam.similarity_weight=.inf", "cam.similarity_weight: Input should be a finite number, got inf"),
+        ("cam.mu=.nan", "cam.mu: "),
+        ("cam.views.sizes=[[48,0]]", "cam.views.sizes.0.1: "),
+        ("cam.pooling=mean", "cam.pooling: Input should be 'max' or 'average', got 'mean'"),
+        ("backbone=vgg", "backbone: "),
+        ("inference.background=otsu", "inference.background: "),
+        ("seeds=[]", "seeds: "),
+        ("seeds=[1,1]", "seeds: "),
+        ("workers=0", "workers: Input should be greater than or equal to 1, got 0"),
+        # not an override
+        ("cam.epochs", "overrides: expected field=value, got 'cam.epochs'"),
+        ("=3", "overrides: expected field=value, got '=3'"),
+        ("seeds=[0", "seeds: expected a YAML value, got '[0'"),
+    ],
+)  # fmt: skip
+def test_wrong_values_name_their_field(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_profile("quick", [override])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_contradicting_overrides() -> None:
+    with pytest.raises(InputError, match=r"cam\.epochs: expected a field of its own"):
+        load_profile("quick", {"cam": 3, "cam.epochs": 4})
+
+
+def test_unknown_profile() -> None:
+    with pytest.raises(InputError, match=r"profile: expected one of quick, photos, paper, got 'slow'"):
+        load_profile("slow")
+
+
+def test_objects_made_in_code_are_checked_too() -> None:
+    for values in ({"epoch": 3}, {"weight": 1.2}, {"epochs": True}, {"mu": "2"}):
+        with pytest.raises(ValidationError, match=next(iter(values))):
+            CamConfig(**values)
+
+
+def test_small_numbers_written_with_an_exponent_pass_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """YAML 1.1 takes 1e-3 for text; the next flag is wrong on purpose, so that nothing runs."""
+    arguments = ["sweep", "--profile", "photos", "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--cam.optimizer.learning_rate", "1e-3"]) == 2
+    assert "data.root: expected a folder in VOC layout" in capsys.readouterr().err
+    assert main([*arguments, "--cam.optimizer.learning_rate", "much"]) == 2
+    assert (
+        "cam.optimizer.learning_rate: Input should be a valid number, got 'much'" in capsys.readouterr().err
+    )
