@@ -365,6 +365,12 @@ def test_a_killed_sweep_of_two_workers_ends_as_one_workers(world: World, tmp_pat
     assert answer.returncode == 0, answer.stderr
     for variant in ("lambda1_fsl", "average"):
         assert cam_row(out, variant) == cam_row(world.run.out, variant)
+    for place in ("pretrain", "cam/lambda1_fsl/seed0/model", "cam/average/seed0/model"):
+        one, other = (
+            torch.load(root / place / "checkpoint.pt", weights_only=True)["modules"]
+            for root in (out, world.run.out)
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one), place
 
 
 # Bad input
@@ -391,18 +397,26 @@ def _cut(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
 
 
+def _written(place: str, text: str) -> Callable[[Path], object]:
+    return lambda root: (root / place).write_text(text)
+
+
+def _removed(place: str) -> Callable[[Path], object]:
+    return lambda root: (root / place).unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, "fish: expected a folder in VOC layout, got no folder"),
-        (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("\n"), "val.txt: expected at least one image name"),
-        (lambda root: (root / "ImageSets/Segmentation/train.txt").unlink(), "train.txt: expected a list of image names"),
-        (lambda root: (root / "SegmentationClass/val_00001.png").unlink(), "val_00001.png: expected a mask of image 'val_00001'"),
+        (_written("ImageSets/Segmentation/val.txt", "\n"), "val.txt: expected at least one image name"),
+        (_removed("ImageSets/Segmentation/train.txt"), "train.txt: expected a list of image names"),
+        (_removed("SegmentationClass/val_00001.png"), "val_00001.png: expected a mask of image 'val_00001'"),
         (_mask(np.zeros((48, 40), np.uint8)), "val_00001.png: expected the image's size 48x48, got 40x48"),
         (_mask(np.full((48, 48), 6, np.uint8)), "val_00001.png: expected class ids 0..5 or 255, got 6"),
         (_cut, "train_00002.jpg: expected a readable image"),
-        (lambda root: (root / "labels.csv").write_text("name,classes\n"), "labels.csv: expected a row for image 'train_00000'"),
-        (lambda root: (root / "labels.csv").write_text("train_00000,shark\n"), "labels.csv: line 1: expected one of the 6 classes, got 'shark'"),
+        (_written("labels.csv", "name,classes\n"), "labels.csv: expected a row for image 'train_00000'"),
+        (_written("labels.csv", "train_00000,shark\n"), "line 1: expected one of the 6 classes, got 'shark'"),
     ],
 )  # fmt: skip
 def test_bad_data_is_one_line_and_exit_code_2(

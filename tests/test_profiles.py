@@ -66,8 +66,10 @@ def test_quick_has_the_points_of_figure_2() -> None:
     [
         "cam.epochs=3 cam.optimizer.learning_rate=0.5 seeds=[0,1,2] data.root=/some/where cam.siamese=true",
         ["cam.epochs=3", "cam.optimizer.learning_rate=0.5", "seeds=[0, 1, 2]", "data.root=/some/where", "cam.siamese=True"],
-        {"cam.epochs": 3, "cam.optimizer.learning_rate": 0.5, "seeds": (0, 1, 2), "data.root": "/some/where", "cam.siamese": True},
-        {"cam": {"epochs": 3, "optimizer": {"learning_rate": 0.5}, "siamese": True}, "seeds": [0, 1, 2], "data": {"root": "/some/where"}},
+        {"cam.epochs": 3, "cam.optimizer.learning_rate": 0.5, "seeds": (0, 1, 2), "data.root": "/some/where",
+         "cam.siamese": True},
+        {"cam": {"epochs": 3, "optimizer": {"learning_rate": 0.5}, "siamese": True}, "seeds": [0, 1, 2],
+         "data": {"root": "/some/where"}},
     ],
 )  # fmt: skip
 def test_overrides_nested_dotted_and_as_text(overrides: Any) -> None:

@@ -216,7 +216,7 @@ def _damage_other_model(path: Path) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"garbage"),
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-        lambda path: path.write_bytes(pickle.dumps({"epoch": Path("x")})),
+        lambda path: path.write_bytes(pickle.dumps({"epoch": Path("x")}, protocol=2)),
         lambda path: torch.save({"epoch": 1}, path),
         lambda path: torch.save([1], path),
         _damage_other_model,

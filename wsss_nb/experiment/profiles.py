@@ -105,7 +105,7 @@ def _quick() -> Profile:
             optimizer=OptimizerConfig(learning_rate=0.1, head_multiplier=1.0, warmup=0.2),
         ),
         cam=cam,
-        seam=cam.model_copy(update={"method": "seam", "pooling": "average"}),
+        seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 8}),
         inference=InferenceConfig(scales=(1.0,), max_normalize=False),
         seam_inference=InferenceConfig(scales=(1.0,), background="threshold:0.3"),
         affinitynet=affinity,

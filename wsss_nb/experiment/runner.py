@@ -246,6 +246,6 @@ def _values(notebook: Notebook, request: RunRequest) -> dict[str, Parameter]:
 
 def _data_stamp(profile: Profile) -> str:
     """What the images are: the synthetic set follows from the profile, a folder has to be looked at."""
-    if profile.data.kind == "synthetic":
+    if profile.data.kind == "synthetic" and not profile.data.root:
         return "synthetic"
     return folder_stamp(Path(profile.data.root))

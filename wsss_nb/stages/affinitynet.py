@@ -19,9 +19,10 @@ from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net
 from wsss_nb.pseudo_labels import add_background, parse_background_rule
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
+from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
+from wsss_nb.stages.views import image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = [
@@ -121,7 +122,7 @@ def train_affinitynet(
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
     net = _build(backbone, seed, weights)
     device = pick_device()
-    loader = CachedViews(
+    loader = training_views(
         folder, net, config.views, config.batch_size, precision=config.precision,
         target=lambda name, size: confident_labels(crf / f"{name}.npz", size),
     )  # fmt: skip

@@ -18,10 +18,11 @@ from wsss_nb.models import create_cam_net, create_seam_net
 from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
+from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.objectives import paper_objective, seam_objective
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
+from wsss_nb.stages.views import image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = ["build_cam_net", "foreground_cam", "infer_cams", "load_cam", "pretrain_classifier", "train_cam"]
@@ -58,7 +59,7 @@ def pretrain_classifier(
     """
     torch.manual_seed(seed)
     net = create_cam_net(backbone, folder.num_classes, dropout=0.0, batch_norm="train").to(pick_device())
-    loader = CachedViews(folder, net, config.views, config.batch_size)
+    loader = training_views(folder, net, config.views, config.batch_size)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         logits = net.from_frozen(batch.features, batch.images, revise=False).logits[:, 1:].flatten(2)
@@ -92,7 +93,7 @@ def train_cam(
     )
     modules = nn.ModuleDict({"net": net, "similarity": similarity})
     paired = config.siamese or config.method == "seam"
-    loader = CachedViews(
+    loader = training_views(
         folder, net, config.views, config.batch_size, precision=config.precision,
         small_scale=config.siamese_scale if paired else None, cache=cache,
     )  # fmt: skip

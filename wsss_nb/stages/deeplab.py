@@ -16,9 +16,10 @@ from wsss_nb.data import VOCFolder, read_label_map, save_label_map
 from wsss_nb.models import create_deeplab
 from wsss_nb.stages.affinitynet import crf_config
 from wsss_nb.stages.config import DeepLabConfig
+from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import CachedViews, image_tensor, training_precision
+from wsss_nb.stages.views import image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = ["load_deeplab", "predict", "train_deeplab", "write_predictions"]
@@ -52,7 +53,7 @@ def train_deeplab(
         labels = torch.from_numpy(read_label_map(pseudo_labels / f"{name}.png").astype(np.float32))
         return F.interpolate(labels[None, None], size, mode="nearest")[0, 0].long()
 
-    loader = CachedViews(
+    loader = training_views(
         folder,
         net,
         config.views,

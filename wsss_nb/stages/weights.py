@@ -50,5 +50,7 @@ def start_from(net: Any, checkpoint: Path) -> None:
     shared = {key: given.get(key.removeprefix("backbone.")) for key in wanted}
     for key, value in shared.items():
         if value is None or value.shape != own[key].shape:
-            raise InputError(f"{checkpoint}: expected the backbone of {type(net).__name__}, got none or another {key}")
+            raise InputError(
+                f"{checkpoint}: expected the backbone of {type(net).__name__}, got none or another {key}"
+            )
     net.load_state_dict(own | shared)

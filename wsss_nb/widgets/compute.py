@@ -205,7 +205,7 @@ def snap_example(name: str, size: int = 56) -> tuple[Tensor, Tensor, npt.NDArray
 
 
 def _imitated_cam(size: int) -> tuple[Tensor, Tensor, npt.NDArray[np.bool_]]:
-    sample = synthetic_sample(0, "val", 8, size=2 * size)
+    sample = synthetic_sample(0, "val", 2, size=2 * size)
     image = F.interpolate(to_tensor(sample.image), size=(size, size), mode="area")
     mask = torch.from_numpy(sample.mask > 0)[None, None].float()
     blurred = F.interpolate(mask, size=(size, size), mode="area")

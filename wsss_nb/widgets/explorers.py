@@ -40,6 +40,7 @@ class Explorer(ipywidgets.VBox):
     """Controls above one persistent image that is updated in place, and a line of words below it.
 
     The words are what a screen reader announces: the picture's description, or what is wrong with the settings.
+    (An ipywidgets image has no alternative text, and one with a tooltip does not open in JupyterLab.)
     A subclass makes the controls and draws; nothing it raises reaches the kernel's event loop.
     """
 
@@ -73,7 +74,6 @@ class Explorer(ipywidgets.VBox):
             return
         self.values = dict(picture.values)
         self.picture.value = picture.png() if self.encoding == "png" else picture.jpeg()
-        self.picture.tooltip = picture.alt
         self.say(picture.alt)
 
     @contextmanager
@@ -125,13 +125,8 @@ class CamExplorer(Explorer):
         self.photo_menu.value = photo
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="own photo")
         self.class_menu = _menu([], "class")
-        self.stride = ipywidgets.ToggleButtons(
-            options=[("32", 32), ("16", 16), ("8", 8)],
-            value=16,
-            description="pixels per map pixel",
-            style=_WIDE,
-        )
-        self.stride.style.button_width = "50px"
+        self.stride = _menu([("32 pixels", 32), ("16 pixels", 16), ("8 pixels", 8)], "a map pixel is")
+        self.stride.value = 16
         self.normalize = _menu(
             [("divide by the maximum", "maximum"), ("softmax (Eq. 1)", "softmax")], "scale"
         )
@@ -256,7 +251,7 @@ class SamplingExplorer(Explorer):
         self.num_samples = ipywidgets.SelectionSlider(
             options=steps, value=10, description="draws", style=_WIDE, layout={"width": "330px"}
         )
-        self.weight = _slider(1.0, 0, 1, 0.05, "λ (draws vs. max)")
+        self.weight = _slider(1.0, 0, 1, 0.05, "λ")
         self.seed = 0
         self.redraw = ipywidgets.Button(description="draw again", icon="refresh")
         self._list_classes()
@@ -316,8 +311,10 @@ class SimilarityExplorer(Explorer):
         self.sigma = _slider(3.0, 0.5, 12, 0.1, "σ (map pixels)")
         self.row = _slider(size // 2, 0, size - 1, 1, "row of i")
         self.column = _slider(size // 2, 0, size - 1, 1, "column of i")
-        self.descend = ipywidgets.Button(description="descend 10 steps", icon="arrow-down")
-        self.reset = ipywidgets.Button(description="reset the map", icon="undo")
+        self.descend = ipywidgets.Button(
+            description="descend 10 steps", icon="arrow-down", layout={"width": "auto"}
+        )
+        self.reset = ipywidgets.Button(description="reset the map", icon="undo", layout={"width": "auto"})
         self.steps = 0
         self._load()
         controls = [

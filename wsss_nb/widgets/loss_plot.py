@@ -45,7 +45,7 @@ class LossPlot:
 
     def __init__(self, title: str = "") -> None:
         self.title = title
-        self.image = Image(format="png", tooltip=f"loss curves of {title}")
+        self.image = Image(format="png")
         self._shown = bool(os.environ.get("WSSS_NB_HEADLESS"))
 
     def __call__(self, history: History) -> None:

@@ -1,0 +1,129 @@
+"""Which views a stage trains on: those computed once, or fresh augmentations every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from wsss_nb.data import VOCFolder
+from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator
+from wsss_nb.stages.config import ViewsConfig
+from wsss_nb.stages.views import Batch, CachedViews, Target, image_tensor, label_tensor, training_precision
+
+__all__ = ["AugmentedViews", "training_views"]
+
+Augmentation = Literal["classification", "segmentation"]
+
+
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Sample (epoch seed, index) -> augmented image and target; the draws depend on nothing but these two."""
+
+    def __init__(
+        self, folder: VOCFolder, config: ViewsConfig, kind: Augmentation, target: Target | None
+    ) -> None:
+        self.folder, self.kind, self.target = folder, kind, target
+        self.segmentation = SegmentationAugmentation(config.crop, flip=config.flip)
+        self.classification = CamAugmentation(config.crop, config.long_side, config.flip, config.jitter)
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        seed, index = sample
+        name = self.folder.names[index]
+        image = image_tensor(self.folder.image(name))
+        size = (image.shape[1], image.shape[2])
+        target = torch.zeros(size, dtype=torch.long) if self.target is None else self.target(name, size)
+        generator = seeded_generator(seed, index)
+        if self.kind == "segmentation":
+            return self.segmentation(image, target, generator)
+        return self.classification(image, generator, target)
+
+
+class AugmentedViews:
+    """Fresh augmentations of every image in every epoch (REFERENCE: resize, flip, jitter, crop).
+
+    "classification" (CAM net, AffinityNet): long side drawn from ``config.long_side``, flip, colour jitter, random crop.
+    "segmentation" (DeepLab): random scale 0.5-1.5, flip, HSV shift, random crop. Draws are seeded per image and epoch,
+    so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese pair is
+    view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.
+    """
+
+    def __init__(
+        self,
+        folder: VOCFolder,
+        net: Any,
+        config: ViewsConfig,
+        batch_size: int,
+        *,
+        precision: str = "float32",
+        small_scale: float | None = None,
+        target: Target | None = None,
+        target_size: Literal["map", "image"] = "map",
+    ) -> None:
+        self.net, self.precision, self.small_scale = net, precision, small_scale
+        self.device = next(net.parameters()).device
+        self.batch_size = min(batch_size, len(folder.names))
+        self.steps = max(1, len(folder.names) // self.batch_size)
+        self.labels = label_tensor(folder.labels(), folder.names)
+        self.target_size = target_size if target is not None else None
+        self.workers = config.loader_workers
+        self.data = _Augmented(
+            folder, config, "segmentation" if target_size == "image" else "classification", target
+        )
+
+    def epoch(self, seed: int) -> Iterator[Batch]:
+        """Batches of one epoch, a pure function of ``seed``."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).tolist()
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
+        samples = [[(seed, index) for index in batch] for batch in batches]
+        pinned = self.device.type == "cuda"
+        loader = DataLoader(self.data, batch_sampler=samples, num_workers=self.workers, pin_memory=pinned)
+        for indices, (images, target) in zip(batches, loader, strict=True):
+            yield self._batch(images.to(self.device, non_blocking=True), self.labels[indices], target)
+
+    def _batch(self, images: Tensor, labels: Tensor, target: Tensor) -> Batch:
+        features = self._frozen(images)
+        small_images, small_features, wanted = None, None, None
+        if self.small_scale is not None:
+            size = [max(8, round(side * self.small_scale)) for side in images.shape[-2:]]
+            small_images = F.interpolate(images, size, mode="bilinear", align_corners=True)
+            small_features = self._frozen(small_images)
+        if self.target_size is not None:
+            wanted = target.to(self.device)
+            if self.target_size == "map":
+                grid = [-(-side // self.net.stride) for side in images.shape[-2:]]
+                wanted = F.interpolate(wanted[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
+        return Batch(images, features, labels.to(self.device), small_images, small_features, wanted)
+
+    def _frozen(self, images: Tensor) -> Tensor:
+        with torch.no_grad(), training_precision(self.device, self.precision):
+            features: Tensor = self.net.frozen(images)
+            return features
+
+
+def training_views(
+    folder: VOCFolder,
+    net: Any,
+    config: ViewsConfig,
+    batch_size: int,
+    *,
+    precision: str = "float32",
+    small_scale: float | None = None,
+    target: Target | None = None,
+    target_size: Literal["map", "image"] = "map",
+    cache: Path | None = None,
+) -> CachedViews | AugmentedViews:
+    """:class:`CachedViews` or :class:`AugmentedViews`, as ``config.cached`` says."""
+    if config.cached:
+        return CachedViews(
+            folder, net, config, batch_size, precision=precision, small_scale=small_scale, target=target,
+            target_size=target_size, cache=cache,
+        )  # fmt: skip
+    return AugmentedViews(
+        folder, net, config, batch_size, precision=precision, small_scale=small_scale, target=target,
+        target_size=target_size,
+    )  # fmt: skip
