@@ -3,7 +3,6 @@ from __future__ import annotations
 import colorsys
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -384,41 +383,3 @@ def test_without_jitter_kornia_is_not_even_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
-
-
-def test_small_images_cost_next_to_nothing() -> None:
-    image, augment = torch.rand(3, 96, 96), CamAugmentation(None, shift=4)
-    start = time.process_time()
-    for index in range(200):
-        augment(image, seeded_generator(0, index))
-    assert (time.process_time() - start) / 200 < 1e-3  # 0.1 ms on a quiet machine
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CamAugmentation(0), "crop: expected at least 1 pixel, got 0"),
-        (lambda: CamAugmentation((5, 0)), r"crop: expected at least 1 pixel, got \(5, 0\)"),
-        (lambda: CamAugmentation(5, (9, 8)), r"scale: expected 1 <= low <= high pixels, got \(9, 8\)"),
-        (lambda: CamAugmentation(5, jitter=(0.3, 0.3, 0.3, 0.6)), "jitter: expected .*, got .*0.6"),
-        (lambda: CamAugmentation(5, jitter=(1.3, 0.3, 0.3, 0.1)), "jitter: expected .*, got .*1.3"),
-        (lambda: CamAugmentation(5, shift=-1), "shift: expected a non-negative number of pixels, got -1"),
-        (lambda: SegmentationAugmentation(0), "crop: expected at least 1 pixel, got 0"),
-        (lambda: SegmentationAugmentation(5, (0, 1)), r"scale: expected 0 < low <= high, got \(0, 1\)"),
-        (lambda: SegmentationAugmentation(5, hsv=-1), r"hsv: expected 0\.\.127, got -1"),
-        (lambda: SegmentationAugmentation(5, shift=-1), "shift: expected a non-negative number"),
-    ],
-)
-def test_arguments_out_of_range(make: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_images_and_labels_of_other_shapes() -> None:
-    image, generator = torch.rand(3, 4, 5), seeded_generator(0)
-    with pytest.raises(ValueError, match=r"image: expected \(3, H, W\) float, got \(1, 4, 5\)"):
-        CamAugmentation(4)(image[:1], generator)
-    with pytest.raises(ValueError, match=r"image: expected \(3, H, W\) float, got .* torch.uint8"):
-        CamAugmentation(4)(image.to(torch.uint8), generator)
-    with pytest.raises(ValueError, match=r"labels: expected \(H, W\) = \(4, 5\), got \(5, 4\)"):
-        SegmentationAugmentation(4)(image, torch.zeros(5, 4), generator)
