@@ -460,10 +460,11 @@ def test_data_folder_is_part_of_the_key_only_when_it_is_the_users(tmp_path: Path
     assert folder_stamp(tmp_path) == first
     (tmp_path / "a.jpg").write_text("ab")
     assert folder_stamp(tmp_path) != first
-    synthetic = FakeProfile(data=Data(root=str(tmp_path)))
+    synthetic = FakeProfile(data=Data(root=""))
     assert runner._data_stamp(synthetic) == "synthetic"  # type: ignore[arg-type]
-    photos = FakeProfile(data=Data(kind="voc", root=str(tmp_path)))
-    assert runner._data_stamp(photos) == folder_stamp(tmp_path)  # type: ignore[arg-type]
+    for kind in ("synthetic", "voc"):
+        theirs = FakeProfile(data=Data(kind=kind, root=str(tmp_path)))
+        assert runner._data_stamp(theirs) == folder_stamp(tmp_path)  # type: ignore[arg-type]
 
 
 def test_headless_progress_is_one_line_per_interval() -> None:
