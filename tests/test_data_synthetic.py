@@ -28,7 +28,7 @@ def singles(samples: list[SyntheticSample]) -> list[SyntheticSample]:
     single = [
         s
         for s in samples
-        if ndimage.label(s.mask)[1] == 1 and ndimage.label(s.part == HEAD, np.ones((3, 3)))[1] == 1
+        if ndimage.label(s.mask)[1] == 1 and ndimage.label(ndimage.binary_erosion(s.part == HEAD))[1] == 1
     ]
     assert len(single) > 70
     return single
@@ -110,7 +110,7 @@ def test_colour_is_a_cue_but_does_not_settle_what_is_body(samples: list[Syntheti
             image_of += [index] * 10
     x, y, fold = np.concatenate(colors) / 255, np.array(is_body), np.array(image_of) % 2
     accuracy = KNeighborsClassifier(25).fit(x[fold == 0], y[fold == 0]).score(x[fold == 1], y[fold == 1])
-    assert 0.6 < accuracy < 0.92  # bodies are lighter than what is around them; 0.5 would be chance
+    assert 0.6 < accuracy < 0.82  # bodies are lighter than what is around them; 0.5 would be chance
 
 
 def test_only_the_head_tells_the_class(singles: list[SyntheticSample]) -> None:

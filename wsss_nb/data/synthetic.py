@@ -27,6 +27,7 @@ BODY, HEAD = 1, 2
 _Array = npt.NDArray[np.float32]
 _SPLITS = ("train", "val")
 _MARGIN = 2.0  # pixels of background that stay between a fish and the image border
+_BRIGHTNESS = (0.1, 0.6)  # range of the background's mean value
 _MIN_CONTRAST = 0.22  # mean |RGB difference| between a body and the background around it
 
 
@@ -260,7 +261,7 @@ def _to_pixels(implicit: _Array) -> _Array:
 
 def _muted_colors(rng: np.random.Generator, count: int) -> _Array:
     """Colours (count, 3) of bodies and of backgrounds alike: any hue, never as vivid as a head."""
-    hue, saturation, value = rng.random(count), rng.uniform(0.1, 0.5, count), rng.uniform(0.25, 0.9, count)
+    hue, saturation, value = rng.random(count), rng.uniform(0.1, 0.5, count), rng.uniform(0.25, 1.0, count)
     sector = np.mod(hue[:, None] * 6 + np.array([5.0, 3.0, 1.0]), 6)
     ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
     return (value[:, None] * (1 - saturation[:, None] * ramp)).astype(np.float32)
@@ -317,9 +318,11 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
         light = (1.1 - 0.3 * r.clip(0, 1) ** 2)[..., None]
         canvas = canvas * (1 - cover) + _muted_colors(rng, 1)[0] * light * cover
     canvas = canvas * (1 + 0.05 * _smooth_noise(rng, size, 2, 1))
+    # dark scenes and bright ones: what is a body's colour here is the gravel's there
+    canvas = canvas * (float(rng.uniform(*_BRIGHTNESS)) / float(canvas.mean()))
     grain = 0.02 * _grain(rng, size, 1) + 0.008 * _grain(rng, size, 3)
     canvas = canvas + (0.4 + 1.2 * clutter) * grain
-    return np.clip(0.72 * canvas, 0.02, 0.98).astype(np.float32)  # leaves room for bodies that are lighter
+    return np.clip(canvas, 0.02, 0.98).astype(np.float32)
 
 
 def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) -> _Array:
@@ -346,16 +349,21 @@ def _contrasting_color(rng: np.random.Generator, ring: _Array) -> _Array:
     """A muted colour lighter than the ring of background around the fish, and unlike nearly all of it.
 
     Lighter everywhere, because "the look all classes share" must be something a network can learn: with bodies
-    lighter here and darker there, it takes the lighter side of every edge for the fish. The first of 128
-    draws that qualifies, so that bodies keep the same distribution whatever the class.
+    lighter here and darker there, it takes the lighter side of every edge for the fish. But no lighter than it
+    must be, and scenes are dark or bright, so that no colour of its own gives a body away: of 256 draws, the
+    darkest that qualifies.
     """
-    colors = _muted_colors(rng, 128)
+    colors = _muted_colors(rng, 256)
     shaded = 0.93 * colors  # about the mean after shading
     mean = np.abs(shaded - ring.mean(0)).mean(1)
     close = (np.abs(shaded[:, None] - ring[None, ::3]).mean(2) < 0.1).mean(1)
     lighter = shaded.mean(1) - ring.mean()
     good = (mean > _MIN_CONTRAST + 0.04) & (close < 0.05) & (lighter > 0.15)
-    return colors[int(good.argmax())] if good.any() else colors[int((lighter - close).argmax())]
+    return (
+        colors[int(np.where(good, lighter, np.inf).argmin())]
+        if good.any()
+        else colors[int((lighter - close).argmax())]
+    )
 
 
 def _head(shape: _Shape, fish: Fish) -> _Array:
