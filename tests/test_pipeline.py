@@ -23,7 +23,7 @@ from PIL import Image
 from wsss_nb import cli
 from wsss_nb.data import VOCFolder, make_synthetic, read_label_map, save_label_map
 from wsss_nb.errors import InputError
-from wsss_nb.experiment import pipeline
+from wsss_nb.experiment import pipeline, record
 from wsss_nb.experiment.pipeline import Run, open_notebook_run, open_run
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.files import read_json
@@ -287,6 +287,25 @@ def test_only_what_depends_on_a_change_is_made_again(world: World, tmp_path: Pat
     assert cam_row(out)["scores"]["protocol"]["background"] == "threshold:0.3"
 
 
+def test_another_point_leaves_the_scores_of_the_others(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(world.run.out, out)
+    before = results(out)
+    open_run(tiny(lambdas=[0, 1, 0.9], fsl=[True]), out)
+    assert {row["variant"] for row in results(out)["cam"]} == {
+        "lambda0_fsl",
+        "lambda1_fsl",
+        "average",
+        "seam",
+    }
+    assert results(out)["stages"] == before["stages"]
+    open_run(tiny(baselines=[]), out)
+    assert {row["variant"] for row in results(out)["cam"]} == {"lambda0_fsl", "lambda1_fsl"}
+    assert {row["method"] for row in results(out)["stages"]} == {"ours"}
+    open_run(tiny(seeds=[1, 0]), out)
+    assert results(out)["cam"] == [], "the classifier all points start from has the first seed"
+
+
 def test_learned_mu_and_sigma_have_a_rate_of_their_own(world: World, tmp_path: Path) -> None:
     variant = world.run.variants["lambda1_fsl"]
     config = world.run.cam_config(variant).model_copy(
@@ -326,7 +345,7 @@ def _command(arguments: list[str], moment: tuple[str, int] | None) -> None:
     os.environ["WSSS_NB_HEADLESS"] = "1"
     if moment is not None:
         where, calls = moment
-        owners = {"step": torch.optim.SGD, "savez_compressed": np, "write_json": pipeline, "replace": os}
+        owners = {"step": torch.optim.SGD, "savez_compressed": np, "write_json": record, "replace": os}
         _Killed(owners[where], where, calls)
     sys.exit(cli.main(arguments))
 

@@ -10,7 +10,7 @@ from wsss_nb.data import VOCFolder, make_synthetic
 from wsss_nb.models import create_cam_net
 from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.loaders import AugmentedViews, training_views
-from wsss_nb.stages.views import CachedViews
+from wsss_nb.stages.views import CachedViews, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_every_image_is_seen_once_with_its_own_labels(folder: VOCFolder, net: to
 
 
 def test_view_two_is_view_one_resized(folder: VOCFolder, net: torch.nn.Module) -> None:
-    batch = next(AugmentedViews(folder, net, AUGMENTED, 2, small_scale=0.5).epoch(0))
+    batch = next(AugmentedViews(folder, net, AUGMENTED, 2, Wanted(small_scale=0.5)).epoch(0))
     assert batch.images.shape[-2:] == (64, 64)
     assert batch.small_images is not None and batch.small_images.shape[-2:] == (32, 32)
     # align_corners: the corners of both views are the same pixels
@@ -76,7 +76,7 @@ def test_targets_follow_their_images(folder: VOCFolder, net: torch.nn.Module, ta
         assert tuple(grey.shape) == size
         return (grey > 128).long()
 
-    views = AugmentedViews(folder, net, config, 6, target=bright, target_size=target_size)  # type: ignore[arg-type]
+    views = AugmentedViews(folder, net, config, 6, Wanted(target=bright, target_size=target_size))  # type: ignore[arg-type]
     batch = next(views.epoch(3))
     assert batch.target is not None
     grey = batch.images.mean(1) * 255
@@ -96,7 +96,7 @@ def test_cached_views_mirror_image_and_target_together(folder: VOCFolder, net: t
         return torch.nn.functional.interpolate(grey, size, mode="area")[0, 0].long()
 
     config = ViewsConfig(cached=True, sizes=((96, 96),))
-    views = CachedViews(folder, net, config, 6, target=left_half)
+    views = CachedViews(folder, net, config, 6, Wanted(target=left_half))
     batch = next(views.epoch(0))
     assert batch.target is not None
     difference = (batch.images.mean(1) * 255 - batch.target).abs()

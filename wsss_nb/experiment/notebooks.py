@@ -220,15 +220,16 @@ def check_parameters(notebook: Notebook, given: Mapping[str, Parameter]) -> dict
             f"{notebook.path.name}: {unknown[0]}: expected one of {', '.join(notebook.parameters)}, "
             "got an unknown parameter"
         )
+    values: dict[str, Parameter] = {}
     for name, value in given.items():
         default = notebook.parameters[name]
-        if default is None or value is None or type(value) is type(default):
-            continue
         if isinstance(default, float) and type(value) is int:
-            continue
-        expected = type(default).__name__
-        raise InputError(f"{notebook.path.name}: {name}: expected {expected}, got {value!r}")
-    return {**notebook.parameters, **given}
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            expected = type(default).__name__
+            raise InputError(f"{notebook.path.name}: {name}: expected {expected}, got {value!r}")
+        values[name] = value
+    return {**notebook.parameters, **values}
 
 
 def parse_parameter(name: str, text: str, default: Parameter) -> Parameter:

@@ -15,7 +15,14 @@ from pydantic import BaseModel
 
 from wsss_nb.errors import InputError
 
-__all__ = ["Option", "add_profile_flags", "override", "overrides_in", "profile_options"]
+__all__ = [
+    "Option",
+    "add_profile_flags",
+    "override",
+    "overrides_in",
+    "parameters_in",
+    "profile_options",
+]
 
 
 @dataclass(frozen=True)
@@ -127,14 +134,34 @@ def overrides_in(path: str) -> list[str]:
     Raises:
         InputError: the file is missing or is not a YAML mapping.
     """
+    content = _mapping(path)
+    return [override(json.dumps(value), name=name) for name, value in _flat(content)]
+
+
+def parameters_in(path: str) -> dict[str, str | int | float | bool | None]:
+    """Notebook parameters of a YAML file, with flat values.
+
+    Raises:
+        InputError: the file is missing or is not a YAML mapping, or a value is a list or nested.
+    """
+    content = _mapping(path)
+    for name, value in content.items():
+        if not isinstance(name, str) or (value is not None and not isinstance(value, (str, int, float))):
+            raise InputError(f"{path}: {name}: expected text, a number, true, false or null, got {value!r}")
+    return content
+
+
+def _mapping(path: str) -> dict[Any, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: expected a YAML file, got {error.strerror or error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: expected a YAML file, got {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected fields and values, got {type(content).__name__}")
-    return [override(json.dumps(value), name=name) for name, value in _flat(content)]
+    return content
 
 
 def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

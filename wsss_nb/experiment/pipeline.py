@@ -16,7 +16,8 @@ from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import OURS, Variant, grid
 from wsss_nb.experiment.preparation import prepare
 from wsss_nb.experiment.profiles import Profile, load_profile
-from wsss_nb.files import read_json, write_json
+from wsss_nb.experiment.record import current_results, with_rows, write_results
+from wsss_nb.files import read_json
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 from wsss_nb.stages.loop import History, progress
@@ -26,7 +27,6 @@ from wsss_nb.workers import WorkerDiedError, fixed_threads, worker_pool
 
 __all__ = ["Run", "open_notebook_run", "open_run"]
 
-RESULTS = "results.json"
 OnEpoch = Callable[[History], None]
 
 
@@ -346,36 +346,12 @@ class Run:
             net, self.train.image(name), map_, config.model_copy(update={"log_t": log_t})
         ).numpy()
 
-    # results.json
-
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds; empty lists where nothing ran yet."""
-        path = self.out / RESULTS
-        known = read_json(path) if path.exists() else {}
-        profile = self.profile.model_dump(mode="json")
-        same = known.get("profile") == profile and known.get("data", {}).get("hash") == self.prepared["hash"]
-        return {
-            "schema": 1,
-            "run": self.out.name,
-            "profile": profile,
-            "synthetic": self.profile.data.kind == "synthetic" and not self.profile.data.root,
-            "classes": list(self.val.classes),
-            "data": {
-                "train": len(self.train.names), "val": len(self.val.names), "hash": self.prepared["hash"],
-                "root": self.prepared["root"], "val_names": list(self.val.names), "bad": self.prepared["bad"],
-            },
-            "cam": known.get("cam", []) if same else [],
-            "stages": known.get("stages", []) if same else [],
-        }  # fmt: skip
+        return current_results(self.out, self.profile, self.prepared, self.train, self.val)
 
     def _record(self, section: str, rows: list[dict[str, Any]]) -> None:
-        def identity(row: dict[str, Any]) -> tuple[Any, ...]:
-            return row.get("stage"), row.get("method"), row["variant"], row["seed"]
-
-        value = self.results()
-        merged = {identity(row): row for row in value[section]} | {identity(row): row for row in rows}
-        value[section] = list(merged.values())
-        write_json(self.out / RESULTS, value)
+        write_results(self.out, with_rows(self.results(), section, rows))
 
 
 def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -416,5 +392,5 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
     prepare(profile, out)
     torch.set_num_threads(profile.threads)
     run = Run(profile, out)
-    write_json(out / RESULTS, run.results())
+    write_results(out, run.results())
     return run

@@ -45,6 +45,7 @@ class RunRequest:
         data_root: the data set's folder given for this run, or empty.
         parameters: further notebook parameters, for the notebooks that declare them, in the type declared.
         only: numbers or names of the notebooks wanted; empty means all.
+        timeouts: seconds by number or name of a notebook; the key "" stands for all others.
     """
 
     profile: Profile
@@ -53,16 +54,18 @@ class RunRequest:
     data_root: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     only: Sequence[str] = ()
+    timeouts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: all notebooks, the values each runs with, and the names of those wanted."""
+    """A checked request: all notebooks, the values each runs with, the names of those wanted, and time limits."""
 
     request: RunRequest
     notebooks: Sequence[Notebook]
     values: Mapping[str, Mapping[str, Parameter]]
     chosen: frozenset[str]
+    timeouts: Mapping[str, float | None]
 
     @property
     def needs_data(self) -> bool:
@@ -102,19 +105,19 @@ def plan_run(folder: Path, request: RunRequest) -> Plan:
                 f"{name}: expected a parameter of a notebook ({', '.join(known)}), got another name"
             )
     by_word = {word: notebook.name for notebook in notebooks for word in (notebook.number, notebook.name)}
-    for word in request.only:
-        if word not in by_word:
-            names = ", ".join(notebook.name for notebook in notebooks)
-            raise InputError(f"only: expected notebooks of {names}, got {word!r}")
+    names = [notebook.name for notebook in notebooks]
+    for option, words in (("only", request.only), ("timeout", [word for word in request.timeouts if word])):
+        for word in words:
+            if word not in by_word:
+                raise InputError(f"{option}: expected notebooks of {', '.join(names)}, got {word!r}")
     wanted = frozenset(by_word[word] for word in request.only or by_word)
-    return Plan(
-        request, notebooks, {notebook.name: _values(notebook, request) for notebook in notebooks}, wanted
-    )
+    limits = {by_word[word]: seconds for word, seconds in request.timeouts.items() if word}
+    values = {notebook.name: _values(notebook, request) for notebook in notebooks}
+    rest = request.timeouts.get("")
+    return Plan(request, notebooks, values, wanted, {name: limits.get(name, rest) for name in names})
 
 
-def run_notebooks(
-    plan: Plan, *, timeout: float | None = None, progress: Progress | None = None
-) -> list[Outcome]:
+def run_notebooks(plan: Plan, *, progress: Progress | None = None) -> list[Outcome]:
     """Execute the notebooks of a plan into ``out_dir/notebooks``, in order.
 
     A notebook is up to date, and skipped, while these are unchanged: its cells (not their outputs), its
@@ -124,7 +127,6 @@ def run_notebooks(
 
     Args:
         plan: from `plan_run`.
-        timeout: seconds for each notebook, or None.
         progress: where to report.
 
     Returns:
@@ -154,7 +156,8 @@ def run_notebooks(
             outcomes[name] = Outcome(name, "current")
             progress.line(f"{name}: up to date")
         else:
-            outcomes[name] = _run_one(notebook, values, keys[name], out_dir, state, progress, timeout)
+            limit = plan.timeouts[name]
+            outcomes[name] = _run_one(notebook, values, keys[name], out_dir, state, progress, limit)
     return list(outcomes.values())
 
 

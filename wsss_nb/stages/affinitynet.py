@@ -22,7 +22,7 @@ from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import image_tensor, training_precision
+from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = [
@@ -122,10 +122,8 @@ def train_affinitynet(
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
     net = _build(backbone, seed, weights)
     device = pick_device()
-    loader = training_views(
-        folder, net, config.views, config.batch_size, precision=config.precision,
-        target=lambda name, size: confident_labels(crf / f"{name}.npz", size),
-    )  # fmt: skip
+    wanted = Wanted(config.precision, target=lambda name, size: confident_labels(crf / f"{name}.npz", size))
+    loader = training_views(folder, net, config.views, config.batch_size, wanted)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         with training_precision(device, config.precision):

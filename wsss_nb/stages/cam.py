@@ -22,7 +22,7 @@ from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.objectives import paper_objective, seam_objective
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import image_tensor, training_precision
+from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = ["build_cam_net", "foreground_cam", "infer_cams", "load_cam", "pretrain_classifier", "train_cam"]
@@ -94,8 +94,8 @@ def train_cam(
     modules = nn.ModuleDict({"net": net, "similarity": similarity})
     paired = config.siamese or config.method == "seam"
     loader = training_views(
-        folder, net, config.views, config.batch_size, precision=config.precision,
-        small_scale=config.siamese_scale if paired else None, cache=cache,
+        folder, net, config.views, config.batch_size,
+        Wanted(config.precision, small_scale=config.siamese_scale if paired else None), cache=cache,
     )  # fmt: skip
     device = pick_device()
 

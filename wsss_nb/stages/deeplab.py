@@ -19,7 +19,7 @@ from wsss_nb.stages.config import DeepLabConfig
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import image_tensor, training_precision
+from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = ["load_deeplab", "predict", "train_deeplab", "write_predictions"]
@@ -53,15 +53,8 @@ def train_deeplab(
         labels = torch.from_numpy(read_label_map(pseudo_labels / f"{name}.png").astype(np.float32))
         return F.interpolate(labels[None, None], size, mode="nearest")[0, 0].long()
 
-    loader = training_views(
-        folder,
-        net,
-        config.views,
-        config.batch_size,
-        precision=config.precision,
-        target=target,
-        target_size="image",
-    )
+    wanted = Wanted(config.precision, target=target, target_size="image")
+    loader = training_views(folder, net, config.views, config.batch_size, wanted)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         with training_precision(device, config.precision):

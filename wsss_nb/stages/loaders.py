@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 from wsss_nb.data import VOCFolder
 from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator
 from wsss_nb.stages.config import ViewsConfig
-from wsss_nb.stages.views import Batch, CachedViews, Target, image_tensor, label_tensor, training_precision
+from wsss_nb.stages.views import (
+    Batch,
+    CachedViews,
+    Target,
+    Wanted,
+    image_tensor,
+    label_tensor,
+    training_precision,
+)
 
 __all__ = ["AugmentedViews", "training_views"]
 
@@ -58,21 +66,19 @@ class AugmentedViews:
         net: Any,
         config: ViewsConfig,
         batch_size: int,
-        *,
-        precision: str = "float32",
-        small_scale: float | None = None,
-        target: Target | None = None,
-        target_size: Literal["map", "image"] = "map",
+        wanted: Wanted = Wanted(),
     ) -> None:
-        self.net, self.precision, self.small_scale = net, precision, small_scale
+        self.net, self.wanted = net, wanted
         self.device = next(net.parameters()).device
         self.batch_size = min(batch_size, len(folder.names))
         self.steps = max(1, len(folder.names) // self.batch_size)
         self.labels = label_tensor(folder.labels(), folder.names)
-        self.target_size = target_size if target is not None else None
         self.workers = config.loader_workers
         self.data = _Augmented(
-            folder, config, "segmentation" if target_size == "image" else "classification", target
+            folder,
+            config,
+            "segmentation" if wanted.target_size == "image" else "classification",
+            wanted.target,
         )
 
     def epoch(self, seed: int) -> Iterator[Batch]:
@@ -87,20 +93,21 @@ class AugmentedViews:
 
     def _batch(self, images: Tensor, labels: Tensor, target: Tensor) -> Batch:
         features = self._frozen(images)
-        small_images, small_features, wanted = None, None, None
-        if self.small_scale is not None:
-            size = [max(8, round(side * self.small_scale)) for side in images.shape[-2:]]
+        small_images, small_features, labels_of_stage = None, None, None
+        if self.wanted.small_scale is not None:
+            size = [max(8, round(side * self.wanted.small_scale)) for side in images.shape[-2:]]
             small_images = F.interpolate(images, size, mode="bilinear", align_corners=True)
             small_features = self._frozen(small_images)
-        if self.target_size is not None:
-            wanted = target.to(self.device)
-            if self.target_size == "map":
+        if self.wanted.target is not None:
+            labels_of_stage = target.to(self.device)
+            if self.wanted.target_size == "map":
                 grid = [-(-side // self.net.stride) for side in images.shape[-2:]]
-                wanted = F.interpolate(wanted[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
-        return Batch(images, features, labels.to(self.device), small_images, small_features, wanted)
+                maps = F.interpolate(labels_of_stage[:, None].float(), grid, mode="nearest-exact")
+                labels_of_stage = maps[:, 0].long()
+        return Batch(images, features, labels.to(self.device), small_images, small_features, labels_of_stage)
 
     def _frozen(self, images: Tensor) -> Tensor:
-        with torch.no_grad(), training_precision(self.device, self.precision):
+        with torch.no_grad(), training_precision(self.device, self.wanted.precision):
             features: Tensor = self.net.frozen(images)
             return features
 
@@ -110,20 +117,11 @@ def training_views(
     net: Any,
     config: ViewsConfig,
     batch_size: int,
+    wanted: Wanted = Wanted(),
     *,
-    precision: str = "float32",
-    small_scale: float | None = None,
-    target: Target | None = None,
-    target_size: Literal["map", "image"] = "map",
     cache: Path | None = None,
 ) -> CachedViews | AugmentedViews:
     """:class:`CachedViews` or :class:`AugmentedViews`, as ``config.cached`` says."""
     if config.cached:
-        return CachedViews(
-            folder, net, config, batch_size, precision=precision, small_scale=small_scale, target=target,
-            target_size=target_size, cache=cache,
-        )  # fmt: skip
-    return AugmentedViews(
-        folder, net, config, batch_size, precision=precision, small_scale=small_scale, target=target,
-        target_size=target_size,
-    )  # fmt: skip
+        return CachedViews(folder, net, config, batch_size, wanted, cache=cache)
+    return AugmentedViews(folder, net, config, batch_size, wanted)

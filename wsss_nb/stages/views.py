@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.loop import progress
 from wsss_nb.stages.steps import step_key
 
-__all__ = ["Batch", "CachedViews", "Target", "image_tensor", "label_tensor", "training_precision"]
+__all__ = ["Batch", "CachedViews", "Target", "Wanted", "image_tensor", "label_tensor", "training_precision"]
 
 Target = Callable[[str, tuple[int, int]], Tensor]
 
@@ -32,6 +33,23 @@ class Batch(NamedTuple):
     small_images: Tensor | None = None
     small_features: Tensor | None = None
     target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage asks of its views beside images and image-level labels.
+
+    Attributes:
+        precision: of the frozen part, "float32" or "bfloat16" (autocast).
+        small_scale: also view 2 of the siamese pair, at this fraction of view 1.
+        target: name, size -> (h, w) labels of a stage, cropped and mirrored along with the image.
+        target_size: whether ``target`` belongs to the "map" or to the "image".
+    """
+
+    precision: str = "float32"
+    small_scale: float | None = None
+    target: Target | None = None
+    target_size: Literal["map", "image"] = "map"
 
 
 def image_tensor(image: np.ndarray) -> Tensor:
@@ -60,9 +78,7 @@ class CachedViews:
         net: a network with ``frozen`` and ``from_frozen``.
         config: sizes and flips.
         batch_size: images a step; the last incomplete batch of an epoch is dropped.
-        small_scale: also prepare view 2 of the siamese pair at this fraction of each size.
-        target: name, size -> (h, w) labels of a stage, mirrored along with the image.
-        target_size: whether ``target`` is asked for the size of the "map" or of the "image".
+        wanted: what else the stage needs.
         cache: folder that keeps the views for other runs on the same images and frozen weights.
     """
 
@@ -72,11 +88,8 @@ class CachedViews:
         net: Any,
         config: ViewsConfig,
         batch_size: int,
+        wanted: Wanted = Wanted(),
         *,
-        precision: str = "float32",
-        small_scale: float | None = None,
-        target: Target | None = None,
-        target_size: str = "map",
         cache: Path | None = None,
     ) -> None:
         self.device = next(net.parameters()).device
@@ -89,17 +102,21 @@ class CachedViews:
         self.small: dict[tuple[int, int], tuple[int, int]] = {}
         self.targets: dict[tuple[tuple[int, int], bool], Tensor] = {}
         images = [image_tensor(folder.image(name)) for name in folder.names]
-        wanted = set(config.sizes)
-        if small_scale is not None:
-            self.small = {size: _scaled(size, small_scale) for size in config.sizes}
-            wanted |= set(self.small.values())
+        sizes = set(config.sizes)
+        if wanted.small_scale is not None:
+            self.small = {size: _scaled(size, wanted.small_scale) for size in config.sizes}
+            sizes |= set(self.small.values())
         net.eval()
-        for size in sorted(wanted):
+        for size in sorted(sizes):
             for mirror in self.mirrors:
-                self.views[size, mirror] = self._cached(cache, net, folder, images, size, mirror, precision)
-                if target is not None and size in config.sizes:
-                    grid = tuple(self.views[size, mirror][0].shape[-2:]) if target_size == "map" else size
-                    maps = torch.stack([target(name, (grid[0], grid[1])) for name in folder.names])
+                self.views[size, mirror] = self._cached(
+                    cache, net, folder, images, size, mirror, wanted.precision
+                )
+                if wanted.target is not None and size in config.sizes:
+                    grid = (
+                        tuple(self.views[size, mirror][0].shape[-2:]) if wanted.target_size == "map" else size
+                    )
+                    maps = torch.stack([wanted.target(name, (grid[0], grid[1])) for name in folder.names])
                     self.targets[size, mirror] = (maps.flip(-1) if mirror else maps).to(self.device)
 
     def _cached(
