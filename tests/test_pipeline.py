@@ -365,6 +365,7 @@ def test_a_command_killed_anywhere_ends_with_the_same_scores(world: World, tmp_p
     assert codes == [-signal.SIGKILL] * 5 + [0]
     assert cam_row(tmp_path / "run") == cam_row(world.run.out)
     assert not list((tmp_path / "run/cam").rglob("started.json"))
+    assert not list((tmp_path / "run/cam").rglob(".*")), "half-written files"
 
 
 def test_a_killed_sweep_of_two_workers_ends_as_one_workers(world: World, tmp_path: Path) -> None:

@@ -98,8 +98,9 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
         if known.get("key") == key:
             return known
     started = folder / STARTED
-    # a hidden file is what an interrupted write left behind
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    for path in folder.glob(".*"):  # what an interrupted write left behind
+        path.unlink()
+    if folder.exists() and any(folder.iterdir()):
         ours = manifest.exists() or started.exists()
         if not ours:
             raise InputError(
