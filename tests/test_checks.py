@@ -24,6 +24,30 @@ def _closed(delta, mu):
     return 1 - 2 * (1 - delta) ** 2 / (c * delta**2 + (1 - delta) ** 2)
 
 
+def _coverage(labels, parts):
+    body = [bool(k) for k, part in zip(labels.flatten(), parts.flatten(), strict=True) if part == 1]
+    return sum(body) / len(body)
+
+
+def _walk(scores, transition, steps):
+    for _ in range(steps):
+        scores = scores @ transition
+    return scores
+
+
+def _cross_entropy(logits, target):
+    values = [
+        logits[:, i, j].logsumexp(0) - logits[target[i, j], i, j]
+        for i, j in torch.nonzero(target != 255).tolist()
+    ]
+    return sum(values) / len(values)
+
+
+def _miou(confusion):
+    hit = confusion.diag()
+    return (hit / (confusion.sum(0) + confusion.sum(1) - hit)).nanmean()
+
+
 SOLUTIONS = {
     checks.check_class_map: lambda f, w, b: torch.tensordot(w, f, 1) + b,
     checks.check_max_gradient: _max_gradient,
@@ -38,9 +62,60 @@ SOLUTIONS = {
         M[i, j] * ((a[i] - a[j]) ** 2).sum() / 2 for i in range(len(a)) for j in range(len(a))
     ),
     checks.check_descent_direction: lambda M, a: 2 * (torch.diag(M.sum(0)) - M).mm(a),
+    checks.check_total_loss: lambda weight, by_max, by_sampling: by_max + weight * (by_sampling - by_max),
+    checks.check_poly_rate: lambda step, total, base: base * math.exp(0.9 * math.log1p(-step / total)),
+    checks.check_part_coverage: _coverage,
+    checks.check_neighbours: lambda r: sum(
+        y * y + x * x < r * r for y in range(-r, r + 1) for x in range(-r, r + 1) if (y, x) > (0, 0)
+    ),
+    checks.check_transition: lambda A, beta: torch.nn.functional.normalize(A.pow(beta), 1, 0),
+    checks.check_walk: _walk,
+    checks.check_ignored_cross_entropy: _cross_entropy,
+    checks.check_confusion_miou: _miou,
+    checks.check_view_mean: lambda a, b: torch.softmax(
+        0.5 * a + 0.5 * torch.fliplr(b.permute(1, 2, 0)).permute(2, 0, 1), 0
+    ),
 }
 
 SLIPS = [
+    (checks.check_total_loss, lambda w, m, s: w * m + (1 - w) * s, "lambda belongs to the sampling term"),
+    (checks.check_total_loss, lambda w, m, s: m + w * s, "add up to one"),
+    (checks.check_total_loss, lambda w, m, s: w * s, "max term is missing"),
+    (checks.check_poly_rate, lambda t, T, b: b * (1 - t / T), "linear decay"),
+    (checks.check_poly_rate, lambda t, T, b: b * (t / T) ** 0.9, "it falls"),
+    (checks.check_poly_rate, lambda t, T, b: (b * (1 - t / T)) ** 0.9, "outside the power"),
+    (checks.check_part_coverage, lambda y, p: (y[p == 2] > 0).float().mean(), "this is the head"),
+    (checks.check_part_coverage, lambda y, p: ((y > 0) & (p == 1)).float().mean(), "not by all of the image"),
+    (checks.check_part_coverage, lambda y, p: (p[y > 0] == 1).float().mean(), "precision"),
+    (checks.check_part_coverage, lambda y, p: (y[p > 0] > 0).float().mean(), "head and body together"),
+    (checks.check_part_coverage, lambda y, p: (y[p == 1] == 0).float().mean(), "missed"),
+    (checks.check_neighbours, lambda r: 68, "counts once"),
+    (checks.check_neighbours, lambda r: ((2 * r - 1) ** 2 - 1) // 2, "corners"),
+    (checks.check_transition, lambda A, beta: A / A.sum(0), "beta is missing"),
+    (checks.check_transition, lambda A, beta: A**beta / (A**beta).sum(1, keepdim=True), "the rows"),
+    (checks.check_transition, lambda A, beta: (A / A.sum(0)) ** beta, "first the power"),
+    (checks.check_transition, lambda A, beta: A**beta, "division is missing"),
+    (checks.check_walk, lambda s, T, n: s @ T, "one step"),
+    (checks.check_walk, lambda s, T, n: s @ torch.linalg.matrix_power(T, 2**n), "not squared"),
+    (checks.check_walk, lambda s, T, n: _walk(s, T.T, n), "transposed"),
+    (checks.check_walk, lambda s, T, n: s @ T**n, "each element"),
+    (
+        checks.check_ignored_cross_entropy,
+        lambda x, y: _cross_entropy(x, y) * (y != 255).float().mean(),
+        "not over all",
+    ),
+    (checks.check_ignored_cross_entropy, lambda x, y: _cross_entropy(x, y * (y != 255)), "not background"),
+    (checks.check_ignored_cross_entropy, lambda x, y: _cross_entropy(x, y) * (y != 255).sum(), "not the sum"),
+    (checks.check_ignored_cross_entropy, lambda x, y: -_cross_entropy(x, y), "sign"),
+    (checks.check_confusion_miou, lambda c: _miou(c) * 3 / 4, "left out of the mean"),
+    (checks.check_confusion_miou, lambda c: (c.diag() / c.sum(1)).nanmean(), "recall"),
+    (checks.check_confusion_miou, lambda c: (c.diag() / c.sum(0)).nanmean(), "precision"),
+    (checks.check_confusion_miou, lambda c: c.trace() / c.sum(), "pixel accuracy"),
+    (checks.check_confusion_miou, lambda c: (c.diag() / (c.sum(0) + c.sum(1))).nanmean(), "counted twice"),
+    (checks.check_view_mean, lambda a, b: ((a + b) / 2).softmax(0), "mirror it back"),
+    (checks.check_view_mean, lambda a, b: ((a + b.flip(1)) / 2).softmax(0), "upside down"),
+    (checks.check_view_mean, lambda a, b: (a.softmax(0) + b.flip(2).softmax(0)) / 2, "softmax comes last"),
+    (checks.check_view_mean, lambda a, b: (a + b.flip(2)) / 2, "softmax over classes is missing"),
     (checks.check_class_map, lambda f, w, b: torch.tensordot(w, f, 1), "bias is missing"),
     (checks.check_class_map, lambda f, w, b: (w[:, None, None] * f).mean(0) + b, "not be divided"),
     (checks.check_class_map, lambda f, w, b: (torch.tensordot(w, f, 1) + b).relu(), "negative values"),

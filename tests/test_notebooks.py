@@ -113,16 +113,6 @@ class TestLessons:
                     if kind in output.get("data", {}) and "<Figure" not in output.data.get("text/plain", ""):
                         assert len(output.metadata[kind]["alt"]) > 10
 
-    def test_exercises_fail_as_stubs_and_pass_as_solutions(self, path):
-        notebook = _read(path)
-        stubs, solutions = _tagged(notebook, "exercise"), _tagged(notebook, "solution")
-        assert 3 <= len(stubs) == len(solutions) <= 6
-        for stub, solution in zip(stubs, solutions, strict=True):
-            check = stub.source.splitlines()[-1]
-            assert check == solution.source.splitlines()[-1] and check.startswith("checks.check_")
-            assert solution.metadata.jupyter.source_hidden, "collapsed until asked for"
-            assert not _verdict(stub.source) and _verdict(solution.source)
-
     def test_marked_cells_print_plain_answers(self, path):
         marked = [cell for cell in _code(_read(path)) if "NBVAL_CHECK_OUTPUT" in cell.source]
         assert len(marked) >= 3
@@ -134,6 +124,18 @@ class TestLessons:
         """So that a reader without a kernel sees the explorer."""
         state = _read(path).metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
         assert any(model["model_name"] == "ImageModel" for model in state.values())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:6], ids=lambda path: path.stem)
+def test_exercises_fail_as_stubs_and_pass_as_solutions(path):
+    notebook = _read(path)
+    stubs, solutions = _tagged(notebook, "exercise"), _tagged(notebook, "solution")
+    assert 3 <= len(stubs) == len(solutions) <= 6
+    for stub, solution in zip(stubs, solutions, strict=True):
+        check = stub.source.splitlines()[-1]
+        assert check == solution.source.splitlines()[-1] and check.startswith("checks.check_")
+        assert solution.metadata.jupyter.source_hidden, "collapsed until asked for"
+        assert not _verdict(stub.source) and _verdict(solution.source)
 
 
 def _verdict(source):

@@ -87,7 +87,7 @@ def _quick() -> Profile:
     """Synthetic images, tiny net from scratch, two CPU cores: everything in minutes."""
     views = ViewsConfig(cached=True, sizes=((96, 96),))
     cam = CamConfig(
-        epochs=12, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.02), views=views, num_samples=8,
+        epochs=12, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.025), views=views, num_samples=8,
         similarity_weight=2.0, mu=2.0, sigma=2.0, siamese=False, siamese_scale=0.5, dropout=0.0,
     )  # fmt: skip
     affinity = AffinityNetConfig(

@@ -1,0 +1,76 @@
+"""wsss-nb course: what students get, what the teacher gets, and that solutions do not leak."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from wsss_nb.cli import main
+from wsss_nb.cli.experiment import NOTEBOOKS
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.course import LESSONS, make_course
+
+
+def _cells(path, tag=None):
+    cells = nbformat.read(path, as_version=4).cells
+    return cells if tag is None else [cell for cell in cells if tag in cell.metadata.get("tags", [])]
+
+
+def test_students_get_the_stubs_and_the_teacher_the_solutions(tmp_path, capsys):
+    assert main(["course", "--out", str(tmp_path / "course")]) == 0
+    assert "6 lessons" in capsys.readouterr().out
+    for number in LESSONS:
+        (source,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+        student, teacher = (tmp_path / "course" / kind / source.name for kind in ("student", "teacher"))
+        solutions = [cell.source for cell in _cells(source, "solution")]
+        assert [cell.source for cell in _cells(teacher, "solution")] == solutions and len(solutions) >= 3
+        text = student.read_text(encoding="utf-8")
+        assert not _cells(student, "solution") and "The solution is" not in text
+        for solution in solutions:
+            body = max(solution.splitlines()[1:-1], key=len).strip()
+            assert body not in {
+                line.strip() for cell in _cells(student, "exercise") for line in cell.source.splitlines()
+            }
+        stubs = [cell.source for cell in _cells(source, "exercise")]
+        assert [cell.source for cell in _cells(student, "exercise")] == stubs
+        for path in (student, teacher):
+            nbformat.validate(nbformat.read(path, as_version=4))
+            for cell in _cells(path):
+                if cell.cell_type == "code":
+                    assert not cell.outputs and cell.execution_count is None
+                    assert not cell.metadata.get("jupyter", {}).get("source_hidden")
+
+
+def test_the_sources_stay_as_they_are(tmp_path):
+    before = {path.name: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")}
+    make_course(NOTEBOOKS, tmp_path)
+    assert {path.name: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")} == before
+
+
+def _lessons(folder, tags):
+    cells = [nbformat.v4.new_code_cell("1", metadata={"tags": [tag]}) for tag in tags]
+    for number in LESSONS:
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{number}_lesson.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("tags", "got"),
+    [
+        (["exercise"], "got exercise"),
+        (["exercise", "exercise", "solution", "solution"], "got exercise, exercise, solution, solution"),
+        (["solution", "exercise"], "got solution, exercise"),
+        ([], "got no exercise"),
+    ],
+)
+def test_an_exercise_without_solution_is_refused_before_anything_is_written(tmp_path, tags, got):
+    _lessons(tmp_path, tags)
+    with pytest.raises(InputError, match=f"01_lesson.ipynb: expected every exercise .*{got}"):
+        make_course(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_lesson_is_named(tmp_path, capsys):
+    _lessons(tmp_path, ["exercise", "solution"])
+    (tmp_path / "04_lesson.ipynb").unlink()
+    assert main(["course", "--notebooks", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "expected one notebook 04_*" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""Course material: the lesson notebooks as copies for students and for the teacher."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.notebooks import own_cells
+from wsss_nb.files import atomic_path
+
+__all__ = ["LESSONS", "make_course"]
+
+LESSONS = ("01", "02", "03", "04", "05", "06")
+"""The notebooks with exercises, by their numbers."""
+
+_ABOUT_SOLUTIONS = re.compile(r"\s*The solution is in the collapsed cell[^.]*\.")
+
+
+def make_course(notebooks: Path, out: Path) -> list[Path]:
+    """Write ``out/student`` and ``out/teacher``: the lessons without outputs, and without or with solutions.
+
+    Both come from the same source, in which every exercise (a cell tagged "exercise") is followed by its solution
+    (tagged "solution", ending in the same check). Students' copies lose the solutions, teachers' show them unfolded.
+
+    Args:
+        notebooks: folder of the numbered notebooks.
+        out: folder to write to; files of the same names in it are replaced one by one.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: a lesson is missing, has no exercises, or an exercise has no solution.
+    """
+    import nbformat
+
+    sources = []
+    for number in LESSONS:
+        found = sorted(notebooks.glob(f"{number}_*.ipynb"))
+        if len(found) != 1:
+            raise InputError(f"notebooks: expected one notebook {number}_* in {notebooks}, got {len(found)}")
+        sources.append((found[0].name, nbformat.read(found[0], as_version=4)))
+    for name, content in sources:
+        _check(name, content)
+    written = []
+    for kind in ("student", "teacher"):
+        for name, content in sources:
+            path = out / kind / name
+            with atomic_path(path) as temporary:
+                nbformat.write(_copy(content, kind == "teacher"), temporary)
+            written.append(path)
+    return written
+
+
+def _tags(cell: Any) -> set[str]:
+    return set(cell.metadata.get("tags", [])) & {"exercise", "solution"}
+
+
+def _check(name: str, content: Any) -> None:
+    kinds = ["".join(_tags(cell)) for cell in content.cells if _tags(cell)]
+    if not kinds or kinds != ["exercise", "solution"] * (len(kinds) // 2):
+        raise InputError(
+            f"{name}: expected every exercise to be followed by its solution, got {', '.join(kinds) or 'no exercise'}"
+        )
+
+
+def _copy(content: Any, solutions: bool) -> Any:
+    import nbformat
+
+    copy = nbformat.from_dict(content)
+    copy.metadata.pop("widgets", None)
+    copy.cells = [
+        nbformat.from_dict(cell) for cell in own_cells(content) if solutions or "solution" not in _tags(cell)
+    ]
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("jupyter", None)
+        elif not solutions:
+            cell.source = _ABOUT_SOLUTIONS.sub("", cell.source)
+    return copy
