@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from torch import Tensor
 
-import wsss_nb.cam
 from wsss_nb.cam import class_activation_map, condition_on_labels, global_average_pool, global_max_pool
 
 
@@ -156,7 +154,3 @@ def test_max_pool_refuses_wrong_shapes_and_integers():
 def test_conditioning_refuses_labels_of_another_shape():
     with pytest.raises(ValueError, match=r"labels: expected \(B, K\) = \(8, 21\), got \(8, 20\)"):
         condition_on_labels(torch.zeros(8, 21, 2, 2), torch.zeros(8, 20))
-
-
-def test_docstring_examples():
-    assert doctest.testmod(wsss_nb.cam, extraglobs={"torch": torch}).failed == 0

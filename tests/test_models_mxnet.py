@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import tracemalloc
 from pathlib import Path
@@ -165,6 +166,34 @@ def test_foreign_and_hostile_files(write, data, message):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+class Payload:
+    """Unpickling it writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.write_text, (self.mark, "executed")
+
+
+def test_nothing_in_a_foreign_file_is_executed(write, tmp_path):
+    mark = tmp_path / "mark"
+    pickled = pickle.dumps(Payload(mark))
+    torch.save({"weight": torch.ones(2), "payload": Payload(mark)}, tmp_path / "net.pth")
+    np.save(tmp_path / "array.npy", np.array([Payload(mark)], dtype=object))
+    files = [pickled, (tmp_path / "net.pth").read_bytes(), (tmp_path / "array.npy").read_bytes()]
+    # As a name and as the data of an array a payload is only bytes.
+    files.append(HEAD + array_bytes(ONE) + struct.pack("<QQ", 1, len(pickled)) + pickled)
+    for data in files:
+        with pytest.raises(InputError, match=r"some\.params: expected"):
+            read_mxnet_params(write(data))
+    stored = file_bytes({"x": np.frombuffer(pickled, "u1")})
+    assert bytes(read_mxnet_params(write(stored))["x"].tolist()) == pickled
+    assert not mark.exists()
+    pickle.loads(pickled)
+    assert mark.exists()  # the payload works where something is executed
 
 
 def test_oversized_and_missing_files(tmp_path):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import doctest
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-import wsss_nb.sampling
 from wsss_nb.cam import class_activation_map, global_average_pool, global_max_pool
 from wsss_nb.sampling import (
     classification_loss,
@@ -82,9 +81,35 @@ def test_draws_follow_eq4_by_a_chi_square_test():
             assert chisquare(counts).pvalue < 1e-12
 
 
-def test_draws_of_an_all_zero_map_are_uniform():
-    pixels = draw_pixels(torch.zeros(1, 1, 4, 5), 20_000, seeded(3))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_draws_of_half_precision_maps_follow_eq4_too(dtype):
+    """Also where one value alone is below what a cumulative sum in half precision could still add."""
+    cam = torch.full((1, 1, 50, 50), 2**-10, dtype=dtype)
+    cam[0, 0, 0, 0] = 1
+    pixels = draw_pixels(cam, 200_000, seeded(2)).flatten().numpy()
+    expected = 200_000 * cam.double().flatten().numpy() / cam.double().sum().item()
+    assert chisquare(np.bincount(pixels, minlength=2500), expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_draws_of_an_all_zero_map_are_uniform(dtype):
+    pixels = draw_pixels(torch.zeros(1, 1, 4, 5, dtype=dtype), 20_000, seeded(3))
     assert chisquare(np.bincount(pixels.flatten().numpy(), minlength=20)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("num_samples", [3, None])
+def test_all_zero_and_all_one_maps_train_without_nan(dtype, weight, num_samples):
+    for value in (0.0, 1.0):
+        cam = torch.full((2, 3, 4, 4), value, dtype=dtype, requires_grad=True)
+        loss = classification_loss(cam, torch.tensor([[1, 0, 1], [1, 1, 0]]), weight, num_samples)
+        loss.backward()
+        # The worst answer costs log((1 + e) / e), the right one log(1 + e).
+        wrong = 2 / 3 if value == 0 else 1 / 3
+        expected = wrong * math.log((1 + EPS) / EPS) + (1 - wrong) * math.log(1 + EPS)
+        assert loss.item() == pytest.approx(expected, rel=1e-3)
+        assert cam.grad.isfinite().all() and (cam.grad != 0).any()
 
 
 def test_draws_are_independent_between_classes_and_images():
@@ -351,6 +376,33 @@ def test_eq5_gradient():
     assert torch.autograd.gradcheck(sampled, (logits,))
 
 
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("options", [{}, {"pooling": "average"}], ids=["max", "average"])
+def test_eq5_gradcheck_with_the_draws_of_a_generator(background, options):
+    """The same seed for every evaluation: the draws stay where they are, their values move."""
+    logits = torch.randn(2, 3, 3, 4, generator=seeded(14)).double().requires_grad_()
+    labels = random_labels(14, 2, 3)
+
+    def loss(logits: Tensor) -> Tensor:
+        pooled = {**options, "logits": logits} if options else {}
+        cam = class_activation_map(logits)
+        return classification_loss(cam, labels, 0.6, 4, background=background, generator=seeded(5), **pooled)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_eq3_gradcheck(background):
+    labels = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    inside = torch.rand(2, 3, 4, generator=seeded(15)).double() * 0.9 + 0.05
+    for probabilities in (inside[..., 0], inside):
+        function = partial(image_level_loss, labels=labels, background=background)
+        assert torch.autograd.gradcheck(function, (probabilities.clone().requires_grad_(),))
+    logits = torch.randn(2, 3, generator=seeded(16)).double().requires_grad_()
+    function = partial(image_level_loss_with_logits, labels=labels, background=background)
+    assert torch.autograd.gradcheck(function, (logits,))
+
+
 def test_eq5_without_sampling_draws_nothing():
     generator = seeded(12)
     state = generator.get_state()
@@ -435,7 +487,3 @@ def test_maps_and_predictions_of_wrong_shape_are_refused():
         image_level_loss_with_logits(torch.ones(1, 2, 1), torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"background: expected K of at least 2 without background, got 1"):
         image_level_loss(torch.ones(3, 1), torch.ones(3, 1), background=False)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(wsss_nb.sampling, extraglobs={"torch": torch}).failed == 0

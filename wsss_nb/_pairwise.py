@@ -7,23 +7,59 @@ With ``M = w f`` (symmetric) the sum is a quadratic form,
 One pass over tiles of M gives ``M [a, 1]`` and with it the value and its gradient ``2 (D - M) a`` together;
 the derivatives for mu and sigma are the same form with ``w (1 - f^2)`` and ``M (r^2 / sigma^3 - 2 / sigma)``
 in place of M. Each tile is made, used and overwritten: time grows with pixels x window, memory with pixels.
+
+On a GPU where Triton works, float32 goes through the kernel of :mod:`wsss_nb._triton`, which computes the same.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import warnings
 from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MU_LIMIT", "PairwiseForm", "pairwise_form"]
+__all__ = ["MU_LIMIT", "PairwiseForm", "fused_kernels", "pairwise_form"]
 
 # Beyond it f differs from its limits by less than 1e-17 for any delta between two colours of a 16-bit image.
 MU_LIMIT = 40.0
 _CPU_PAIRS = 2**19
+
+
+@functools.cache
+def fused_kernels(device: torch.device) -> ModuleType | None:
+    """:mod:`wsss_nb._triton` where its kernels run, else None: then the torch operators do the work.
+
+    They run on NVIDIA GPUs of compute capability 8.0 or higher if triton can be imported, and on any device,
+    slowly, in a process started with ``TRITON_INTERPRET=1``. Where they should run and do not (for want of a C
+    compiler, say), a warning says so. The answer holds for the life of the process.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1" and not _has_tensor_cores(device):
+        return None
+    try:
+        from wsss_nb import _triton
+    except ImportError:
+        return None
+    try:
+        _triton.probe(device)
+    except Exception as error:
+        problem = f"Triton kernels do not run on {device}, slower torch operators are used: {error}"
+        warnings.warn(problem, stacklevel=2)
+        return None
+    return _triton
+
+
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Whether it is an NVIDIA GPU with TF32."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class PairwiseForm(NamedTuple):
@@ -52,12 +88,16 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
     """
     B, K, H, W = cam.shape
     reach = math.hypot(1, sigma * (8 if cam.dtype == torch.float64 else 5.5))
+    c = math.exp(2 * min(max(mu, -MU_LIMIT), MU_LIMIT))
+    # The form does not change with a constant added to a class; without it less is lost to rounding.
+    cam, image = cam - cam.mean(dim=(2, 3), keepdim=True), image / image.shape[1]
+    kernels = fused_kernels(cam.device) if cam.dtype == torch.float32 else None
+    if kernels and min(reach, max(H, W)) <= kernels.LONGEST_REACH:
+        return PairwiseForm(*kernels.pair_sums(cam, image, c, sigma, reach, with_scalars))
+
     tiling = _Tiling.of(H, W, reach)
     P = tiling.h * tiling.w
-
-    # The form does not change with a constant added to a class; without it less is lost to rounding.
-    cam = cam - cam.mean(dim=(2, 3), keepdim=True)
-    x = tiling.split(image / image.shape[1])
+    x = tiling.split(image)
     a = tiling.split(torch.cat([cam, torch.ones_like(cam[:, :1])], dim=1))
     product = torch.zeros_like(a)  # M [a, 1]
     d_mu = d_sigma = torch.zeros((), dtype=torch.float64, device=cam.device)
@@ -81,7 +121,7 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
             for start in range(0, len(x_i), chunk):
                 part = slice(start, min(start + chunk, len(x_i)))
                 m, p, g = buffers[:, : part.stop - start]
-                _pair_weights(x_i[part], x_j[part], w, mu, out=m, p=p)
+                _pair_weights(x_i[part], x_j[part], w, c, out=m, p=p)
                 product_j[part].baddbmm_(a_i[part], m)
                 if not same:
                     product_i[part].baddbmm_(a_j[part], m.mT)
@@ -102,13 +142,12 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
     return PairwiseForm(value, 2 * half_gradient, d_mu, d_sigma)
 
 
-def _pair_weights(x_i: Tensor, x_j: Tensor, w: Tensor, mu: float, out: Tensor, p: Tensor) -> None:
+def _pair_weights(x_i: Tensor, x_j: Tensor, w: Tensor, c: float, out: Tensor, p: Tensor) -> None:
     """Write w f into ``out`` and p into ``p``, both (n, P, P), from x / C, (n, C, P), and w, (P, P).
 
     ``f = 1 - 2 p``, ``p = 1 / (1 + c (delta / (1 - delta))^2)``; delta = 1 goes through infinity to p = 0.
     """
     one = torch.ones((), dtype=w.dtype, device=w.device)
-    c = math.exp(2 * min(max(mu, -MU_LIMIT), MU_LIMIT))
     torch.sub(x_i[:, 0, :, None], x_j[:, 0, None, :], out=out).abs_()
     for k in range(1, x_i.shape[1]):
         out += torch.sub(x_i[:, k, :, None], x_j[:, k, None, :], out=p).abs_()

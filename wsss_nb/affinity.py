@@ -31,7 +31,19 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class AffinityLabels(NamedTuple):
-    """Which pairs teach what; each is float32 (..., D, n) of zeros and ones and no pair is in two of them."""
+    """Which pairs teach what; each is float32 (..., D, n) of zeros and ones and no pair is in two of them.
+
+    Args:
+        background: both pixels are background.
+        foreground: both pixels are of one object class.
+        negative: the pixels are of two classes.
+
+    Example:
+        >>> AffinityLabels(*torch.eye(3)).negative
+        tensor([0., 0., 1.])
+
+    Ahn and Kwak (2018), Sec. 3.2: P+_bg, P+_fg and P-; their release keeps the same three.
+    """
 
     background: Tensor
     """Both pixels background: affinity 1."""
@@ -47,9 +59,20 @@ def pair_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
 
     With their negatives and (0, 0) they are all offsets shorter than r; r = 5 gives D = 34.
 
+    Args:
+        radius: r, in pixels of the map.
+
+    Returns:
+        D offsets in pixels, in the order of the release.
+
+    Raises:
+        ValueError: radius not an integer of at least 2.
+
     Example:
         >>> pair_offsets(2)
         ((0, 1), (1, -1), (1, 0), (1, 1))
+
+    Ahn and Kwak (2018), Sec. 3.2, take the pairs within a radius; the paper keeps their 5.
     """
     if not (isinstance(radius, int) and radius >= 2):
         raise ValueError(f"radius: expected an integer of at least 2, got {radius!r}")
@@ -62,6 +85,11 @@ def fitting_radius(radius: int, height: int, width: int) -> int:
     """The radius used on an H x W map: ``radius``, or (side - 1) // 2 where the shorter side < 2 radius + 1.
 
     This is the release's rule for small images; every function here follows it.
+
+    Args:
+        radius: wanted radius, in pixels of the map.
+        height: H, in pixels.
+        width: W, in pixels.
 
     Raises:
         ValueError: radius below 2, or the shorter side below 5.
@@ -81,7 +109,13 @@ def pair_indices(radius: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Flat indices y W + x of the pixels of every pair.
 
     "From" pixels leave out the last r-1 rows and r-1 columns on each side, so that every offset stays on the
-    map: n = (H - r + 1)(W - 2r + 2), with r = :func:`fitting_radius`.
+    map: n = (H - r + 1)(W - 2r + 2), with r = :func:`fitting_radius`. This is the release's order; Ahn and
+    Kwak (2018), Sec. 3.2, name the pairs only.
+
+    Args:
+        radius: r, in pixels of the map; smaller on small maps.
+        height: H, in pixels.
+        width: W, in pixels.
 
     Returns:
         from (n,) and to (D, n), int64; pair (d, i) joins from[i] and to[d, i].
@@ -120,6 +154,8 @@ def affinity_labels(label_map: np.ndarray | Tensor, radius: int = 5) -> Affinity
         >>> label_map = torch.zeros(5, 5, dtype=torch.uint8); label_map[0, 2] = 7
         >>> affinity_labels(label_map, radius=2).negative.sum(1).tolist()
         [2.0, 1.0, 1.0, 1.0]
+
+    Publication and release agree.
     """
     labels = torch.as_tensor(label_map)
     if labels.ndim not in (2, 3):
@@ -207,7 +243,7 @@ def affinity_loss(pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1
         eps: guard.
 
     Returns:
-        Scalar.
+        Scalar in nats.
 
     Raises:
         ValueError: shapes differ.

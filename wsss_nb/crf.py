@@ -2,7 +2,8 @@
 
 Two backends share one definition: the native ``pydensecrf`` (permutohedral lattice) and a torch version that
 needs no compiler (Gaussian sums over merged source pixels). The native code ends the whole process on some
-parameters; they are refused here first, and :func:`dense_crf_many` runs it in processes of its own.
+parameters; they are refused here first. It also runs in processes of its own, always in
+:func:`dense_crf_many` and in notebooks in :func:`dense_crf`, so that no crash ends the caller's.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import sys
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
+
+from wsss_nb.workers import stream_results
 
 if TYPE_CHECKING:  # worker processes of the native backend start without torch
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # worker processes of the native backend start without torch
 __all__ = ["Backend", "CRFConfig", "dense_crf", "dense_crf_many", "dense_crf_torch"]
 
 Backend: TypeAlias = Literal["auto", "pydensecrf", "torch"]
+"""Which code computes: native, torch, or the native one if it is installed."""
 
 LOWEST_PROBABILITY = 1e-5  # scores are clipped here, as in pydensecrf.utils.unary_from_softmax
 LARGEST_COORDINATE = 4000  # image side / sxy from which the native code's 16-bit lattice overflows
@@ -40,14 +41,23 @@ KEPT_WEIGHTS = 2**26
 
 @dataclass(frozen=True)
 class CRFConfig:
-    """Parameters of the dense CRF; the defaults are those of the paper's CAM stage.
+    """Parameters of the dense CRF; the defaults are those of the release's CAM stage.
 
     The pairwise energy of two pixels with different labels is
 
         gaussian_compat * exp(-|p_i - p_j|^2 / (2 gaussian_sxy^2))
         + bilateral_compat * exp(-|p_i - p_j|^2 / (2 bilateral_sxy^2) - |I_i - I_j|^2 / (2 bilateral_srgb^2))
 
-    with p in pixels and I in grey levels 0..255. DeepLab's results use iterations=1, bilateral_sxy=32.
+    with p in pixels and I in grey levels 0..255 (Krähenbühl and Koltun 2011, Eq. 3). The paper names no
+    values. The release uses these for CAMs, and iterations=1, bilateral_sxy=32 for DeepLab's results.
+
+    Args:
+        iterations: mean-field steps.
+        bilateral_sxy: width of the kernel over position and colour, in pixels.
+        bilateral_srgb: its width in colour, in grey levels.
+        bilateral_compat: its weight.
+        gaussian_sxy: width of the kernel over position only, in pixels.
+        gaussian_compat: its weight.
 
     Raises:
         ValueError: a width outside [0.1, 10^5] (0, NaN and tiny ones crash the native code, below 0.1 no
@@ -88,8 +98,9 @@ def dense_crf(
     gaussian_sxy: float = 3,
     gaussian_compat: float = 3,
     backend: Backend = "auto",
+    isolated: bool | None = None,
 ) -> np.ndarray:
-    """Mean-field inference of a dense CRF, in this process.
+    """Mean-field inference of a dense CRF (Krähenbühl and Koltun 2011, Algorithm 1).
 
     Q_i(k) <- softmax_k( log s_i(k) + sum_m compat_m n_mi sum_j K_m(i, j) n_mj Q_j(k) ), starting from
     Q = softmax(log s), with the two Gaussian kernels K_m of :class:`CRFConfig` and the symmetric
@@ -105,11 +116,15 @@ def dense_crf(
         gaussian_sxy: width in pixels of the kernel over position only.
         gaussian_compat: its weight.
         backend: "pydensecrf", "torch" (:func:`dense_crf_torch`), or "auto": the first if installed.
+        isolated: run the native code in a process of its own, so that a crash in it is a ``RuntimeError``
+            here, at the price of starting it. None: in notebooks and consoles; a script would need the guard
+            of :func:`dense_crf_many`.
 
     Returns:
         (K, H, W), float32, sums to 1 over K.
 
     Raises:
+        RuntimeError: the process of its own died.
         ValueError: parameters outside the ranges of :class:`CRFConfig`, shapes, dtypes or scores not as
             above, NaN, or an image side above 4000 times the smaller sxy.
         ImportError: backend "pydensecrf" and the package is not installed.
@@ -118,11 +133,18 @@ def dense_crf(
         >>> scores = np.stack([np.full((8, 8), 0.4), np.full((8, 8), 0.6)])
         >>> dense_crf(np.zeros((8, 8, 3), np.uint8), scores).argmax(0).min().item()
         1
+
+    Paper and release call pydensecrf, the "pydensecrf" backend here; how far "torch" differs from it is
+    measured in :func:`dense_crf_torch`.
     """
     config = CRFConfig(
         iterations, bilateral_sxy, bilateral_srgb, bilateral_compat, gaussian_sxy, gaussian_compat
     )
-    return _infer(*_checked(image, probabilities, config), config, _resolve(backend))
+    backend, checked = _resolve(backend), _checked(image, probabilities, config)
+    if backend == "pydensecrf" and (_in_a_session() if isolated is None else isolated):
+        (result,) = _stream([checked], config, 1, backend)
+        return result
+    return _infer(*checked, config, backend)
 
 
 def dense_crf_many(
@@ -134,8 +156,9 @@ def dense_crf_many(
     """:func:`dense_crf` of many images in worker processes, one result per job, in order.
 
     Jobs are taken from the iterable as results are used (at most 2 * workers wait), so a whole split
-    streams through without being held. Closing the generator, or leaving a ``for`` loop over it, ends the
-    workers after their current image. If a worker dies, this process goes on with a ``RuntimeError``.
+    streams through without being held. Closing the generator, leaving a ``for`` loop over it, or killing this
+    process ends the workers after their current image. If a worker dies, this process goes on with a
+    ``RuntimeError``.
     Scripts must guard their entry point with ``if __name__ == "__main__":``, because workers are spawned.
 
     Args:
@@ -156,6 +179,8 @@ def dense_crf_many(
         >>> jobs = [(np.zeros((4, 4, 3), np.uint8), np.full((2, 4, 4), 0.5))]
         >>> [q.shape for q in dense_crf_many(jobs, workers=0)]
         [(2, 4, 4)]
+
+    Paper and release agree with the result; how the work is spread is ours.
     """
     if not (isinstance(workers, int) and workers >= 0):
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
@@ -165,40 +190,17 @@ def dense_crf_many(
 def _stream(
     jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: int, backend: Backend
 ) -> Generator[np.ndarray, None, None]:
-    checked = _checked_jobs(jobs, config)
+    arguments = ((*job, config, backend) for job in _checked_jobs(jobs, config))
     if workers == 0:
-        for image, probabilities in checked:
-            yield _infer(image, probabilities, config, backend)
+        yield from (_infer(*job) for job in arguments)
         return
-    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's and Jupyter's threads
-    threads = max(1, spawn.cpu_count() // workers)
-    pool = ProcessPoolExecutor(workers, spawn, _start_worker, (backend, threads))
-    waiting: deque[Future[np.ndarray]] = deque()
-    done = 0
-    try:
-        for image, probabilities in checked:
-            waiting.append(pool.submit(_infer, image, probabilities, config, backend))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-                done += 1
-        while waiting:
-            yield waiting.popleft().result()
-            done += 1
-    except BrokenProcessPool as error:
-        place = f"at job {done} or one of the {2 * workers} after it"
-        causes = "out of memory, a crash in native code, or a script without `if __name__ == '__main__':`"
-        raise RuntimeError(f"dense CRF: a worker process died {place} ({causes})") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    threads = max(1, multiprocessing.cpu_count() // workers) if backend == "torch" else None
+    yield from stream_results(_infer, arguments, workers, threads, "dense CRF")
 
 
-def _start_worker(backend: Backend, threads: int) -> None:
-    # An interrupt reaches the whole process group; the parent ends the workers by itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if backend == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
+def _in_a_session() -> bool:
+    """Whether this is a notebook's kernel or a console: a process without a script that is worth keeping."""
+    return not hasattr(sys.modules["__main__"], "__file__") and multiprocessing.parent_process() is None
 
 
 def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, backend: Backend) -> np.ndarray:
@@ -221,7 +223,7 @@ def dense_crf_torch(
     image: np.ndarray,
     probabilities: np.ndarray,
     config: CRFConfig | None = None,
-    cell: float = 1.0,
+    cell: float | None = None,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
     """The dense CRF of :func:`dense_crf` in torch, without compiled extras.
@@ -242,7 +244,8 @@ def dense_crf_torch(
         image: (H, W, 3), uint8.
         probabilities: (K, H, W), as in :func:`dense_crf`.
         config: parameters; the default ones if None.
-        cell: size of the merged cells, 0 or 0.05 to 4; time and memory grow as it shrinks.
+        cell: size of the merged cells, 0 or 0.05 to 4; time and memory grow as it shrinks. None: 1, or 0
+            on a GPU where Triton works, whose fused kernel leaves out only what is beyond 6 widths.
         device: where to compute.
 
     Returns:
@@ -255,21 +258,29 @@ def dense_crf_torch(
         >>> scores = np.stack([np.full((8, 8), 0.4), np.full((8, 8), 0.6)])
         >>> dense_crf_torch(np.zeros((8, 8, 3), np.uint8), scores).argmax(0).min().item()
         1
+
+    In neither the paper nor the release.
     """
     import torch
 
+    from wsss_nb._pairwise import fused_kernels
+
     config = config or CRFConfig()
-    if not (cell == 0 or 0.05 <= cell <= 4):
+    if cell is not None and not (cell == 0 or 0.05 <= cell <= 4):
         raise ValueError(f"cell: expected 0 or a number in [0.05, 4], got {cell!r}")
     image, probabilities = _checked(image, probabilities, config)
     with torch.inference_mode():
         scores = torch.from_numpy(probabilities).to(device).clamp(LOWEST_PROBABILITY, 1).log()
-        kernels = (
-            (config.gaussian_compat, _PositionKernel(scores, config.gaussian_sxy)),
-            (config.bilateral_compat, _BilateralKernel(image, config, cell, scores.device)),
-        )
+        kernels: tuple[Callable[[Tensor], Tensor], ...]
+        if not cell and (fused := fused_kernels(scores.device)):
+            features = torch.from_numpy(_features(image, config)).to(scores.device)
+            position = features[..., :2] * (config.bilateral_sxy / config.gaussian_sxy)
+            kernels = fused.GaussianSum(position), fused.GaussianSum(features)
+        else:
+            bilateral = _BilateralKernel(image, config, 1.0 if cell is None else cell, scores.device)
+            kernels = _PositionKernel(scores, config.gaussian_sxy), bilateral
         active = []
-        for compat, kernel in kernels:
+        for compat, kernel in zip((config.gaussian_compat, config.bilateral_compat), kernels, strict=True):
             normalizer = kernel(torch.ones_like(scores[:1])).rsqrt()
             active.append((compat * normalizer, normalizer, kernel))
         marginals = scores.softmax(0)
@@ -302,10 +313,7 @@ class _BilateralKernel:
     def __init__(self, image: np.ndarray, config: CRFConfig, cell: float, device: torch.device) -> None:
         import torch
 
-        rows, columns = (torch.arange(side, device=device) for side in image.shape[:2])
-        position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1) / config.bilateral_sxy
-        colour = torch.from_numpy(image).to(device).float() / config.bilateral_srgb
-        features = torch.cat([position, colour], -1).flatten(0, 1)
+        features = torch.from_numpy(_features(image, config)).to(device).flatten(0, 1)
         if cell > 0:
             self.cell = _bins(features, features.new_tensor([0.5, 0.5, 1, 1, 1]) * cell)
         else:
@@ -348,6 +356,12 @@ class _BilateralKernel:
             shift = torch.where(total > 1e-30, first / total - mean[:, None], 0)
             exponent.addcmul_(offset[:, None], shift[self.cell])
         return exponent.exp_().mul_(total[self.cell]).T.unflatten(1, values.shape[1:])
+
+
+def _features(image: np.ndarray, config: CRFConfig) -> np.ndarray:
+    """Position and colour in widths of the bilateral kernel, (H, W, 5), float32."""
+    position = np.indices(image.shape[:2]).transpose(1, 2, 0) / config.bilateral_sxy
+    return np.concatenate([position, image / config.bilateral_srgb], -1, dtype=np.float32)
 
 
 def _bins(points: Tensor, sizes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Region and contour accuracy of label maps: mIoU, contour F-score, and what part of an object was found.
+"""Region and contour accuracy of label maps: mIoU and contour F-score.
 
 Pure functions count pixels of one image; the ``torchmetrics.Metric`` classes add the counts up over a
 split (and across processes) and turn the sums into scores.
@@ -18,13 +18,11 @@ __all__ = [
     "VOID",
     "ContourFScore",
     "MeanIoU",
-    "PartCoverage",
     "boundary",
     "confusion_matrix",
     "contour_f",
     "contour_matches",
     "contour_radius",
-    "coverage",
 ]
 
 VOID = 255
@@ -41,9 +39,14 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     b[y, x] = 1 where mask[y, x] differs from its right, its lower or its lower-right neighbour; the last
     row and the last column compare along the edge only, the last corner is 0.
 
+    Args:
+        mask: (H, W), bool.
+
     Example:
         >>> boundary(np.array([[0, 0, 0], [0, 1, 1], [0, 1, 1]], bool)).astype(int).tolist()
         [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
+
+    Perazzi et al. (CVPR 2016), as in their release and in the paper's.
     """
     mask = np.asarray(mask, dtype=bool)
     edge = np.zeros_like(mask)
@@ -57,11 +60,19 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 def contour_radius(height: int, width: int, tolerance: float = 0.008) -> int:
     """Matching distance in pixels: ceil(tolerance * sqrt(H^2 + W^2)).
 
-    A tolerance of 1 or more is taken as a distance in pixels, as in the DAVIS evaluation.
+    Args:
+        height: H, in pixels.
+        width: W, in pixels.
+        tolerance: fraction of the diagonal; 1 or more is taken as a distance in pixels (then rounded up).
+
+    Raises:
+        ValueError: ``tolerance`` not above 0.
 
     Example:
         >>> contour_radius(375, 500)
         5
+
+    Perazzi et al. (CVPR 2016), as in their release and in the paper's.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance: expected a number above 0, got {tolerance!r}")
@@ -104,6 +115,8 @@ def contour_matches(
         >>> target = np.zeros((20, 20), np.uint8); target[5:12, 5:12] = 1
         >>> contour_matches(target, target, num_classes=2).tolist()
         [[28, 28, 28, 28]]
+
+    Paper (Section 4.1) and release: "background". DAVIS: "masked".
     """
     found, true = _contour_maps(prediction, target, num_classes, void)
     if found.ndim != 2:
@@ -142,9 +155,17 @@ def contour_f(matches: LabelMap) -> Tensor:
     R = m_0 / m_2, P = m_1 / m_3, F = 2 P R / (P + R); F = 1 where neither map has a boundary, 0 where only
     one has, or where nothing matches. The result (...) is float64 in [0, 1].
 
+    Args:
+        matches: m, (..., 4), in pixels.
+
+    Raises:
+        ValueError: the last dimension is not 4.
+
     Example:
         >>> contour_f(np.array([[8, 5, 10, 10], [0, 0, 0, 0]])).tolist()
         [0.6153846153846154, 1.0]
+
+    The paper (Section 4.1) and its release.
     """
     counts = torch.as_tensor(matches).double()
     if counts.ndim == 0 or counts.shape[-1] != 4:
@@ -169,36 +190,14 @@ def confusion_matrix(prediction: LabelMap, target: LabelMap, num_classes: int) -
     Example:
         >>> confusion_matrix(np.array([[0, 1]]), np.array([[0, 0]]), 2).tolist()
         [[1, 1], [0, 0]]
+
+    Paper and release agree.
     """
     found, true = torch.as_tensor(prediction), torch.as_tensor(target)
     _check_maps(found, true, num_classes)
     valid = true != VOID
     index = true[valid].long() * num_classes + found[valid].long()
     return torch.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def coverage(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> dict[str, float]:
-    """Which parts of the objects a label map covers.
-
-    head = |{part = 2, prediction = mask}| / |{part = 2}|, body likewise with part = 1, and
-    background = |{mask = 0, prediction = 0}| / |{mask = 0}|; void pixels of ``mask`` do not count.
-
-    Args:
-        prediction: (H, W) or (B, H, W), class ids.
-        mask: true class ids or 255 = void, the same shape as the other two.
-        part: 0 background, 1 body, 2 head.
-
-    Returns:
-        Fractions ``head``, ``body``, ``background``; nan for a part that does not occur.
-
-    Raises:
-        ValueError: shapes differ or ``part`` holds other values.
-
-    Example:
-        >>> coverage(np.array([[1, 0, 0]]), np.array([[1, 1, 0]]), np.array([[2, 1, 0]]))
-        {'head': 1.0, 'body': 0.0, 'background': 1.0}
-    """
-    return _fractions(_part_counts(prediction, mask, part))
 
 
 class MeanIoU(Metric):
@@ -210,10 +209,18 @@ class MeanIoU(Metric):
     ``update(prediction, target)`` takes label maps of any equal shape. ``compute()`` gives ``miou`` (float in
     [0, 1], nan without any pixel), ``iou`` (K, float64, nan for a class in neither) and ``confusion`` (K, K).
 
+    Args:
+        num_classes: K, background included.
+
+    Raises:
+        ValueError: ``num_classes`` outside 2..255; maps as in :func:`confusion_matrix`.
+
     Example:
         >>> metric = MeanIoU(num_classes=2); metric.update(np.array([[0, 1]]), np.array([[0, 0]]))
         >>> metric.compute()["miou"]
         0.25
+
+    Paper and release: the mean over all 21 classes of VOC, each of which occurs.
     """
 
     full_state_update = False
@@ -247,7 +254,7 @@ class ContourFScore(Metric):
     Args:
         num_classes: K, background included.
         void: see :func:`contour_matches`; on small images the void ring alone can halve F.
-        tolerance: matching distance as a fraction of the diagonal.
+        tolerance: matching distance as a fraction of the diagonal; in pixels from 1 on.
         average: "pooled" or "image".
         present_only: mean over the classes that occur in the targets only, for data sets without some of
             the classes (each of those would otherwise add F = 1, or 0 for a single false pixel).
@@ -255,10 +262,15 @@ class ContourFScore(Metric):
     ``update(prediction, target)`` takes (H, W) or (B, H, W). ``compute()`` gives ``contour_f`` (float in
     [0, 1], nan if no class counts), ``f`` (K-1, float64) and ``matches`` (K-1, 4, int64, summed).
 
+    Raises:
+        ValueError: options not as above; maps as in :func:`contour_matches`.
+
     Example:
         >>> metric = ContourFScore(num_classes=2); maps = np.eye(8, dtype=np.uint8)
         >>> metric.update(maps, maps); metric.compute()["contour_f"]
         1.0
+
+    Paper (Section 4.1) and release: the defaults. DAVIS: void="masked", average="image".
     """
 
     full_state_update = False
@@ -315,26 +327,6 @@ class ContourFScore(Metric):
         return {"contour_f": counted.mean().item(), "f": f, "matches": self.matches.clone()}
 
 
-class PartCoverage(Metric):
-    """:func:`coverage` pooled over a split: pixel counts are summed before the fractions are taken."""
-
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        """See the class."""
-        super().__init__(**kwargs)
-        self.add_state("counts", torch.zeros(3, 2).long(), dist_reduce_fx="sum")
-
-    def update(self, prediction: LabelMap, mask: LabelMap, part: LabelMap) -> None:
-        """Add one or more images."""
-        self.counts += _part_counts(prediction, mask, part).to(self.counts.device)
-
-    def compute(self) -> dict[str, float]:
-        """Fractions ``head``, ``body``, ``background``."""
-        return _fractions(self.counts)
-
-
 def _contour_maps(
     prediction: LabelMap, target: LabelMap, num_classes: int, void: Void
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -379,20 +371,3 @@ def _check_shape(name: str, given: Any, like_name: str, like: Any) -> None:
     if given.shape != like.shape:
         shapes = f"{tuple(like.shape)}, got {tuple(given.shape)}"
         raise ValueError(f"{name}: expected the shape of {like_name} {shapes}")
-
-
-def _part_counts(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> Tensor:
-    """Right and all pixels (3, 2) of head, body, background."""
-    found, true, parts = torch.as_tensor(prediction), torch.as_tensor(mask), torch.as_tensor(part)
-    for name, other in (("prediction", found), ("part", parts)):
-        _check_shape(name, other, "mask", true)
-    if not torch.isin(parts, torch.tensor([0, 1, 2], device=parts.device)).all():
-        raise ValueError(f"part: expected 0, 1 or 2, got {parts.max().item()}")
-    right, valid = found == true, true != VOID
-    regions = (parts == 2) & valid, (parts == 1) & valid, true == 0
-    return torch.stack([torch.stack([(right & region).sum(), region.sum()]) for region in regions])
-
-
-def _fractions(counts: Tensor) -> dict[str, float]:
-    right, total = counts.double().unbind(1)
-    return dict(zip(("head", "body", "background"), (right / total).tolist(), strict=True))

@@ -69,6 +69,10 @@ class BackgroundRule:
 
     ``str(rule)`` is what :func:`parse_background_rule` reads.
 
+    Args:
+        name: of the table.
+        value: t or alpha, without unit; the default of the table if None.
+
     Raises:
         ValueError: unknown name, a value outside its range, or a value for "complement".
 
@@ -103,12 +107,17 @@ class BackgroundRule:
 def parse_background_rule(text: str | BackgroundRule) -> BackgroundRule:
     """Read "complement", "threshold:0.15" or "power:6"; without a number the default is taken.
 
+    Args:
+        text: a rule's name, with or without ":value"; a rule is returned as it is.
+
     Raises:
         ValueError: no such rule, or the value is not a number in its range.
 
     Example:
         >>> parse_background_rule("threshold").value
         0.15
+
+    Defaults are the release's.
     """
     if isinstance(text, BackgroundRule):
         return text
@@ -123,6 +132,8 @@ def parse_background_rule(text: str | BackgroundRule) -> BackgroundRule:
 def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
     """Put a background score in front of foreground activations.
 
+    ``s_0 = b(a_1, .., a_{K-1})``, ``s_k = a_k``, with b of :class:`BackgroundRule`
+
     Args:
         foreground: (K-1, H, W), floating, in [0, 1].
         rule: a :class:`BackgroundRule` or its text.
@@ -136,6 +147,9 @@ def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
     Example:
         >>> add_background(torch.tensor([[[0.25]], [[0.5]]]), "complement").flatten().tolist()
         [0.25, 0.25, 0.5]
+
+    Paper (Section 4.1): "power" with 2 and 4 for the CRF maps; how its CAMs were scored is not said. Release:
+    "complement" to score CAMs, "power:6" for the random walk.
     """
     rule = parse_background_rule(rule)
     scores = _maps(foreground, "foreground", "(K-1, H, W)")
@@ -158,6 +172,8 @@ def label_map(scores: Array) -> Array:
     Example:
         >>> label_map(torch.tensor([[[0.2, 0.6]], [[0.7, 0.4]]])).tolist()
         [[1, 0]]
+
+    Paper and release agree.
     """
     maps = _maps(scores, "scores", "(K, H, W)")
     if len(maps) > 255:
@@ -184,6 +200,8 @@ def normalize_maximum(foreground: Array, winner_take_all: bool = False) -> Array
     Example:
         >>> normalize_maximum(torch.tensor([[[0.2, 0.4]]])).round(decimals=3).tolist()
         [[[0.5, 1.0]]]
+
+    Not in the paper.
     """
     maps = _maps(foreground, "foreground", "(K-1, H, W)")
     if winner_take_all:

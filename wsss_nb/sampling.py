@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Pooling = Literal["max", "average"]
+"""What the (1 - lambda) term of Eq. 5 pools: the maximum of the map (paper) or the mean logit (release)."""
 
 
 def sampling_probabilities(cam: Tensor) -> Tensor:
@@ -73,6 +74,8 @@ def draw_pixels(cam: Tensor, num_samples: int = 1, generator: torch.Generator | 
     Example:
         >>> draw_pixels(torch.tensor([[[[0.0, 0.7, 0.0]]]]), num_samples=2)
         tensor([[[1, 1]]])
+
+    The draw of Section 3.2, paper and release alike; both leave open how it is made.
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples: expected an integer of at least 1, got {num_samples!r}")

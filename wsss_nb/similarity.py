@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 Normalization = Literal["pixels", "pairs"]
+"""What the sum over pairs is divided by: HW (the release, twice this loss) or (HW)^2 (the paper)."""
 
 
 def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def similarity_weight(delta: Tensor, mu: float | Tensor) -> Tensor:
     delta = 1 / (1 + exp(mu)); df/dmu = 1 - f^2.
 
     Args:
-        delta: dissimilarity in [0, 1], any shape.
+        delta: dissimilarity in [0, 1], (...), any shape.
         mu: bias; the larger, the smaller the differences that repel. 2.5 crosses over at delta = 0.076.
 
     Returns:
@@ -181,19 +182,20 @@ class FeatureSimilarityLoss(nn.Module):
         sigma: initial or fixed standard deviation of Eq. 7, in pixels of the map.
         learnable: learn mu and sigma (parameters ``raw_mu`` and ``raw_sigma``), or keep them.
         normalization: as in :func:`feature_similarity_loss`.
-        mu_range: bounds of a learned mu; the default allows cross-overs from delta = 0.98 down to 0.0025.
-        sigma_range: bounds of a learned sigma, positive.
+        mu_range: finite bounds of a learned mu; the default allows cross-overs from delta = 0.98 down to 0.0025.
+        sigma_range: finite bounds of a learned sigma, positive.
 
     Raises:
-        ValueError: ``mu`` not finite, ``sigma`` or a bound of it not positive, unknown ``normalization``, or
-            an initial value to be learned from that is not strictly inside its range.
+        ValueError: ``mu`` or a bound not finite, ``sigma`` or a bound of it not positive, unknown
+            ``normalization``, or an initial value to be learned from that is not strictly inside its range.
 
     Example:
         >>> loss = FeatureSimilarityLoss(learnable=True)
         >>> loss.mu.item(), loss.sigma.item()
         (2.5, 5.0)
 
-    Paper: learned, from initial values and with a parametrisation that it does not state. Release: fixed.
+    Called with maps (B, K, H, W) and images (B, 3, h, w), it gives a scalar. Paper: learned, from initial
+    values and with a parametrisation that it does not state. Release: fixed.
     """
 
     initial_mu: Tensor
@@ -215,6 +217,9 @@ class FeatureSimilarityLoss(nn.Module):
             raise ValueError(f"sigma: expected one positive number, got {sigma}")
         if sigma_range[0] <= 0:
             raise ValueError(f"sigma_range: expected positive bounds, got {sigma_range}")
+        for name, bounds in (("mu_range", mu_range), ("sigma_range", sigma_range)):
+            if not all(math.isfinite(bound) for bound in bounds):
+                raise ValueError(f"{name}: expected finite bounds, got {bounds}")
         for name, value, (low, high) in (("mu", mu, mu_range), ("sigma", sigma, sigma_range)):
             if learnable and not low < value < high:
                 raise ValueError(f"{name}: expected {low} < {name} < {high} to be learned, got {value}")

@@ -1,18 +1,12 @@
-"""``wsss-nb benchmark``: the project's benchmarks, which live beside the package in a checkout."""
+"""``wsss-nb benchmark``: the method's core against straightforward versions of it."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 
 from wsss_nb.cli.parser import words
-from wsss_nb.errors import InputError
 
 __all__ = ["add_benchmark"]
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +19,6 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    entry = FOLDER / "__init__.py"
-    if not entry.is_file():
-        raise InputError(f"{FOLDER}: expected the project's benchmarks, got none; run it from a checkout")
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", entry, submodule_search_locations=[str(FOLDER)]
-    )
-    assert spec is not None and spec.loader is not None
-    benchmarks = importlib.util.module_from_spec(spec)
-    sys.modules["benchmarks"] = benchmarks
-    spec.loader.exec_module(benchmarks)
-    return int(benchmarks.main(options.only, options.repeats, options.threads, options.json))
+    from wsss_nb.benchmarks import run
+
+    return run(options.only, options.repeats, options.threads, options.json)

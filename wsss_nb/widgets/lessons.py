@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.cam import class_activation_map, condition_on_labels
+from wsss_nb.coverage import PartCoverage
 from wsss_nb.data.synthetic import FISH, synthetic_sample
-from wsss_nb.metrics import ContourFScore, MeanIoU, PartCoverage
+from wsss_nb.metrics import ContourFScore, MeanIoU
 from wsss_nb.models import create_cam_net
 from wsss_nb.widgets.threads import single_thread
 

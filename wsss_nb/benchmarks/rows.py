@@ -10,15 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Row, Work
-from benchmarks.references import all_pairs_loss, contour_by_dilation, dense_random_walk, one_view_at_a_time
 from wsss_nb.affinity import pair_indices, random_walk
+from wsss_nb.benchmarks.measure import Row, Setup
+from wsss_nb.benchmarks.references import (
+    all_pairs_loss,
+    contour_by_dilation,
+    dense_random_walk,
+    one_view_at_a_time,
+)
 from wsss_nb.metrics import contour_matches
 from wsss_nb.similarity import feature_similarity_loss
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "pixels_times_window"]
 
-Setup = tuple[Work, Work | None, Callable[[Any, Any], None]]
+SIGMA = 5.0
+REACH = 5.5 * SIGMA  # where the loss stops looking in float32
 
 
 def _maps(B: int, K: int, size: int) -> tuple[Tensor, Tensor]:
@@ -39,23 +45,50 @@ def _close(ours: Any, theirs: Any, tolerance: float = 2e-3) -> None:
             )
 
 
-def _similarity(B: int, size: int, *, learned: bool, compare: bool = True) -> Setup:
+def _gradients(loss: Callable[..., Tensor], B: int, size: int, learned: bool) -> Callable[[], Any]:
+    """Value and gradients of a feature similarity loss, as one training step needs them."""
     cam, image = _maps(B, 21, size)
 
-    def gradients(loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    def work() -> tuple[Tensor, ...]:
         leaf = cam.clone().requires_grad_()
-        mu, sigma = torch.tensor(2.5, requires_grad=learned), torch.tensor(5.0, requires_grad=learned)
+        mu, sigma = (torch.tensor(value, requires_grad=learned) for value in (2.5, SIGMA))
         value = loss(leaf, image, mu, sigma)
         wanted = (leaf, mu, sigma) if learned else (leaf,)
         return (value.detach(), *torch.autograd.grad(value, wanted))
 
-    def ours() -> tuple[Tensor, ...]:
-        return gradients(feature_similarity_loss)
+    return work
 
-    def theirs() -> tuple[Tensor, ...]:
-        return gradients(all_pairs_loss)
 
-    return ours, theirs if compare else None, _close
+def _similarity(learned: bool) -> Setup:
+    return Setup(
+        _gradients(feature_similarity_loss, 4, 56, learned),
+        _gradients(all_pairs_loss, 4, 56, learned),
+        _close,
+    )
+
+
+def pixels_times_window(size: int, reach: float = REACH) -> int:
+    """Pairs of pixels of a size x size map that lie within ``reach`` of each other."""
+    steps = np.arange(1 - size, size)
+    near = steps[:, None] ** 2 + steps**2 <= reach**2
+    left = size - abs(steps)
+    return int((left[:, None] * left * near).sum())
+
+
+def _large_similarity(size: int) -> Row:
+    work = f"feature similarity, forward + backward, B 1, K 21, {size}x{size}, window of {REACH:g} pixels"
+    pairs, small = pixels_times_window(size), pixels_times_window(56)
+    return Row(
+        work,
+        lambda: Setup(
+            _gradients(feature_similarity_loss, 1, size, False),
+            _gradients(feature_similarity_loss, 1, 56, False),
+        ),
+        "the same at 56x56",
+        {"memory_mb": 1000, "time_per_growth": 1.5},
+        growth=pairs / small,
+        facts={"pixels_times_window": pairs, "all_pairs": size**4},
+    )
 
 
 def _contours() -> Setup:
@@ -71,7 +104,7 @@ def _contours() -> Setup:
     def check(ours: Any, theirs: Any) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
-    return (
+    return Setup(
         lambda: contour_matches(prediction, target, 21),
         lambda: contour_by_dilation(prediction, target, 21),
         check,
@@ -84,7 +117,7 @@ def _walk() -> Setup:
     scores = torch.rand(21, height, width, generator=generator)
     pairs = pair_indices(5, height, width)[1].shape
     affinity = torch.rand(*pairs, generator=generator)
-    return (
+    return Setup(
         lambda: random_walk(scores, affinity, beta=8, log_t=6),
         lambda: dense_random_walk(scores, affinity, beta=8, log_t=6),
         lambda ours, theirs: _close([ours], [theirs]),
@@ -105,7 +138,7 @@ def _inference() -> Setup:
     labels[[0, 8, 15]] = 1
     inference = InferenceConfig(max_normalize=False)
     config = CamConfig(siamese=False, precision="bfloat16")
-    return (
+    return Setup(
         lambda: foreground_cam(net, image, labels, config, inference),
         lambda: one_view_at_a_time(net, image, labels, inference.scales),
         lambda ours, theirs: _close([ours], [theirs], tolerance=0.05),
@@ -115,26 +148,24 @@ def _inference() -> Setup:
 ROWS: dict[str, Row] = {
     "similarity": Row(
         "feature similarity, forward + backward, B 4, K 21, 56x56, mu and sigma fixed",
-        lambda: _similarity(4, 56, learned=False), "all pairs in torch", 12, 1 / 20,
+        lambda: _similarity(learned=False), "all pairs in torch", {"speed_up": 12, "memory_share": 1 / 20},
     ),
     "similarity-learned": Row(
         "the same, mu and sigma learned",
-        lambda: _similarity(4, 56, learned=True), "all pairs in torch", 8, 1 / 20,
+        lambda: _similarity(learned=True), "all pairs in torch", {"speed_up": 8, "memory_share": 1 / 20},
     ),
-    "similarity-112": Row(
-        "feature similarity, B 1, K 21, 112x112", lambda: _similarity(1, 112, learned=False, compare=False)
-    ),
-    "similarity-224": Row(
-        "feature similarity, B 1, K 21, 224x224", lambda: _similarity(1, 224, learned=False, compare=False)
-    ),
+    "similarity-112": _large_similarity(112),
+    "similarity-224": _large_similarity(224),
     "contour": Row(
-        "contour matches, 500x375, 21 classes, 3 present", _contours, "disk dilation for all 20 classes", 20
+        "contour matches, 500x375, 21 classes, 3 present",
+        _contours, "disk dilation for all 20 classes", {"speed_up": 20},
     ),
     "walk": Row(
-        "random walk, 63x47, K 21, 64 steps", _walk, "dense matrix, squared 6 times", 50, 1 / 20
+        "random walk, 63x47, K 21, 64 steps",
+        _walk, "dense matrix, squared 6 times", {"speed_up": 50, "memory_share": 1 / 20},
     ),
     "inference": Row(
-        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips", _inference,
-        "one view at a time in float32", 2,
+        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips",
+        _inference, "one view at a time in float32", {"speed_up": 2},
     ),
 }  # fmt: skip

@@ -1,0 +1,174 @@
+"""Docstrings of the method: every public name says what it takes, raises and comes from, and its example runs."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+NAMES = ("cam", "sampling", "similarity", "crf", "affinity", "pseudo_labels", "metrics", "coverage")
+METHOD = {name: importlib.import_module(f"wsss_nb.{name}") for name in NAMES}
+PUBLIC = [
+    (module, name)
+    for module in METHOD.values()
+    for name in module.__all__
+    if inspect.isroutine(getattr(module, name))
+    or inspect.isclass(getattr(module, name))
+    or hasattr(getattr(module, name), "__wrapped__")
+]
+SHAPE = re.compile(
+    r"\((?:\.\.\.|[A-Zn][\w+*-]*)(?:, (?:\.\.\.|[A-Zhnw\d][\w+* -]*))*,?\)|[Ss]calar|\(\.\.\.\)"
+)
+SOURCE = re.compile(r"Eq\. \d|Section \d|Sec\. \d|Algorithm \d|[Pp]aper|[Rr]elease|Perazzi")
+UNITS = {
+    "sigma": "pixel", "offsets": "pixel", "radius": "pixel", "tolerance": "pixel", "height": "pixel",
+    "width": "pixel", "bilateral_sxy": "pixel", "gaussian_sxy": "pixel", "bilateral_srgb": "grey levels",
+    "matches": "pixel",
+}  # fmt: skip
+LOSSES_IN_NATS = {
+    "affinity_loss", "classification_loss", "expected_image_level_loss", "image_level_loss",
+    "image_level_loss_with_logits",
+}  # fmt: skip
+
+
+def ident(value: Any) -> str:
+    return value.__name__.rpartition(".")[2] if isinstance(value, ModuleType) else str(value)
+
+
+def documentation(module: ModuleType, name: str) -> str:
+    return inspect.getdoc(getattr(module, name)) or ""
+
+
+def section(text: str, title: str) -> str:
+    """The indented part under ``title:``, empty if there is none."""
+    match = re.search(rf"^{title}:\n((?:[ ]{{4}}.*\n?|\n)+)", text, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def entries(text: str) -> dict[str, str]:
+    """Argument -> its words, of an ``Args:`` section."""
+    found = re.split(r"^[ ]{4}(\w+): ", section(text, "Args"), flags=re.MULTILINE)
+    return dict(zip(found[1::2], found[2::2], strict=True))
+
+
+def definitions(module: ModuleType) -> dict[str, ast.AST]:
+    tree = ast.parse(Path(inspect.getfile(module)).read_text())
+    return {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+
+
+def raising(module: ModuleType) -> set[str]:
+    """Functions and classes that raise, themselves or through others of these modules that they call."""
+    nodes = definitions(module)
+    found = set()
+    for name in module.__dict__:
+        origin = getattr(getattr(module, name), "__module__", None)
+        if origin != module.__name__ and origin in {other.__name__ for other in METHOD.values()}:
+            other = importlib.import_module(origin)
+            if name in raising(other):
+                found.add(name)
+    for name, node in nodes.items():
+        if any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
+            found.add(name)
+    while True:
+        more = {
+            name
+            for name, node in nodes.items()
+            if name not in found
+            for inner in ast.walk(node)
+            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in found
+        }
+        if not more:
+            return found
+        found |= more
+
+
+RAISING = {module.__name__: raising(module) for module in METHOD.values()}
+
+
+def test_what_raises_is_found_through_calls() -> None:
+    assert "_check_maps" in RAISING["wsss_nb.cam"]
+    assert {"importance_sample", "classification_loss"} <= RAISING["wsss_nb.sampling"]
+    assert "spatial_weight" in RAISING["wsss_nb.similarity"]
+    assert "similarity_weight" not in RAISING["wsss_nb.similarity"]
+    assert len(PUBLIC) > 40
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=ident)
+def test_docstring_says_everything(module: ModuleType, name: str) -> None:
+    text = documentation(module, name)
+    thing = getattr(module, name)
+    assert SHAPE.search(text) or not takes_arrays(thing), "shapes"
+    assert SOURCE.search(text), "where it comes from"
+    assert re.search(r"[Pp]aper|[Rr]elease", text), "how paper and release stand to it"
+    assert section(text, "Example").lstrip().startswith(">>> "), "an example"
+    if name in RAISING[module.__name__]:
+        assert re.search(r"^ {4}\w+(Error|Exception): ", section(text, "Raises"), re.MULTILINE), "Raises"
+    described = entries(text)
+    assert set(described) == parameters(thing), "arguments"
+    for argument, words in described.items():
+        if argument in UNITS:
+            assert UNITS[argument] in words, f"the unit of {argument}"
+    if name in LOSSES_IN_NATS:
+        assert "nats" in section(text, "Returns")
+
+
+def parameters(thing: Any) -> set[str]:
+    """Names a caller may give."""
+    if inspect.isclass(thing) and issubclass(thing, tuple):
+        return set(thing._fields)  # type: ignore[attr-defined]
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name for name, p in inspect.signature(thing).parameters.items() if p.kind not in kinds}
+
+
+def takes_arrays(thing: Any) -> bool:
+    if inspect.isclass(thing):
+        return hasattr(thing, "update") or hasattr(thing, "forward")
+    words = " ".join(
+        str(annotation) for annotation in inspect.get_annotations(inspect.unwrap(thing)).values()
+    )
+    return any(word in words for word in ("Tensor", "ndarray", "Array", "LabelMap"))
+
+
+@pytest.mark.parametrize("module", METHOD.values(), ids=ident)
+def test_constants_and_types_say_what_they_are(module: ModuleType) -> None:
+    body = ast.parse(Path(inspect.getfile(module)).read_text()).body
+    for node, following in pairwise(body):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id in module.__all__:
+                words = following.value if isinstance(following, ast.Expr) else None
+                assert isinstance(words, ast.Constant) and isinstance(words.value, str), target.id
+
+
+@pytest.mark.parametrize("module", METHOD.values(), ids=ident)
+def test_examples_run(module: ModuleType) -> None:
+    import torch
+
+    result = doctest.testmod(module, extraglobs={"torch": torch, "np": np})
+    assert result.failed == 0
+    assert result.attempted >= sum(owner is module for owner, _ in PUBLIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "equations"),
+    [("cam", "12"), ("sampling", "345"), ("similarity", "678")],
+)
+def test_every_equation_of_the_paper_has_its_function(name: str, equations: str) -> None:
+    module = METHOD[name]
+    for number in equations:
+        assert any(f"(Eq. {number})" in documentation(module, public) for public in module.__all__), number
+
+
+def test_the_section_on_gradients_stands_where_one_looks_for_it() -> None:
+    assert "Where gradients flow" in (METHOD["sampling"].__doc__ or "")
+    assert "gradient flows through the drawn value" in documentation(METHOD["sampling"], "importance_sample")
+    assert "Gradients flow to" in documentation(METHOD["similarity"], "feature_similarity_loss")

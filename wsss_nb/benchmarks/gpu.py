@@ -1,0 +1,251 @@
+"""The fused kernels on a real GPU, in one command: ``python -m wsss_nb.benchmarks.gpu``.
+
+Measures the feature similarity loss against all pairs in torch, and the dense CRF with exact messages; checks the
+numbers in float64 first; prints a table and writes JSON. Times are wall-clock medians of whole calls, from Python
+to the finished result. Without a CUDA device it says so and ends with exit code 2.
+
+Operations are counted for the pairs that have to be visited, an addition, a multiplication, a root or a power
+as one each, a multiply-add as two. Their limit is the rate of a large float32 matrix product (no TF32) on the same
+GPU. The kernels' products run on tensor cores, threefold, which the count does not see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsss_nb._pairwise import fused_kernels, pairwise_form
+from wsss_nb.benchmarks.measure import interleaved
+from wsss_nb.benchmarks.references import all_pairs_loss
+from wsss_nb.benchmarks.rows import REACH, SIGMA, _maps, pixels_times_window
+from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_torch
+from wsss_nb.experiment.provenance import manifest
+from wsss_nb.files import write_json
+from wsss_nb.similarity import feature_similarity_loss
+
+__all__ = ["crf_row", "crf_scene", "main", "operations_per_pair", "similarity_row"]
+
+B, K, SIZE, MU = 8, 21, 56, 2.5
+HEIGHT, WIDTH = 375, 500
+LARGEST_ERROR = 1e-5  # of the largest value, against float64
+SPEED_UP, CRF_SECONDS = 20.0, 1.0  # targets on an H200
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything; see the module's text.
+
+    Returns:
+        0; 1 if a result is wrong; 2 if there is no GPU on which the kernels run.
+    """
+    parser = argparse.ArgumentParser(prog="python -m wsss_nb.benchmarks.gpu", description=main.__doc__)
+    parser.add_argument("--repeats", type=int, default=50, help="timed runs of each loss (default: 50)")
+    parser.add_argument("--json", default="gpu_benchmark.json", help="where to write (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats: expected at least 1, got {options.repeats}")
+    if not torch.cuda.is_available():
+        print(f"device: expected a CUDA device, got none (torch {torch.__version__})", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    name = torch.cuda.get_device_name(device)
+    kernels = fused_kernels(device)
+    if kernels is None:
+        print(f"device: expected one on which Triton kernels run, got {name}", file=sys.stderr)
+        return 2
+    limit = matrix_product_rate(device)
+    rows = [similarity_row(device, learned, options.repeats, limit) for learned in (False, True)]
+    rows.append(crf_row(device, crf_scene(HEIGHT, WIDTH, K), min(options.repeats, 5), limit))
+    facts = {"device": name, "float32_matrix_product_flops": limit, "torch": torch.__version__}
+    print(f"{name}, torch {torch.__version__}, float32 matrix product {limit / 1e12:.1f} TFLOP/s")
+    print(table(rows))
+    write_json(options.json, {**facts, "rows": rows, "manifest": manifest()})
+    return 0 if all(row["error"] <= LARGEST_ERROR for row in rows) else 1
+
+
+def operations_per_pair(channels: int, colours: int = 3, learned: bool = False) -> int:
+    """Operations of the feature similarity loss per ordered pair of pixels.
+
+    delta: 2 C - 1; f: 8; w: 7 with its distance; M = w f and its product with (a, 1/2 |a|^2, 1): 1 + 2 (K + 2);
+    learned mu and sigma: g by another product and two weighted sums, 2 (K + 2) + 8.
+    """
+    product = 2 * (channels + 2)
+    return 2 * colours - 1 + 8 + 7 + 1 + product + (product + 8 if learned else 0)
+
+
+def similarity_row(device: torch.device, learned: bool, repeats: int, limit: float) -> dict[str, Any]:
+    """Loss and gradients, B 8, K 21, 56x56, against all pairs in torch."""
+    cam, image = (maps.to(device) for maps in _maps(B, K, SIZE))
+
+    def gradients(loss: Callable[..., Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        leaf = cam.to(dtype).requires_grad_()
+        mu, sigma = (torch.tensor(v, device=device, requires_grad=learned) for v in (MU, SIGMA))
+        value = loss(leaf, image.to(dtype), mu, sigma)
+        found = torch.autograd.grad(value, (leaf, mu, sigma) if learned else (leaf,))
+        _wait(device)
+        return [value.detach(), *found]
+
+    ours, right = gradients(feature_similarity_loss), gradients(feature_similarity_loss, torch.float64)
+    error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, right, strict=True))
+
+    def kernel() -> None:
+        pairwise_form(cam, image, MU, SIGMA, learned)
+        _wait(device)
+
+    works = [
+        lambda: gradients(feature_similarity_loss), lambda: gradients(all_pairs_loss), kernel,
+    ]  # fmt: skip
+    memory = [_extra_memory(work, device) for work in works]
+    seconds = interleaved(works, repeats)
+    operations = B * pixels_times_window(SIZE, REACH) * operations_per_pair(K, learned=learned)
+    return {
+        "work": f"feature similarity, forward + backward, B {B}, K {K}, {SIZE}x{SIZE}, mu and sigma "
+        + ("learned" if learned else "fixed"),
+        "seconds": seconds[0],
+        "operator_seconds": seconds[2],
+        "memory_mb": memory[0],
+        "against": "all pairs in torch",
+        "against_seconds": seconds[1],
+        "against_memory_mb": memory[1],
+        "error": error,
+        "operations": operations,
+        "share_of_limit": operations / seconds[2] / limit,
+        "result": f"{seconds[1] / seconds[0]:.3g}x faster",
+        "target": f"at least {SPEED_UP:g}x faster",
+        "met": seconds[1] / seconds[0] >= SPEED_UP,
+    }
+
+
+def crf_scene(height: int, width: int, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph of scikit-image, and smooth random scores for it."""
+    from skimage import data, transform
+
+    photograph = transform.resize(data.astronaut(), (height, width), anti_aliasing=True, preserve_range=True)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, labels, height // 25 + 2, width // 25 + 2, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+    return photograph.round().astype(np.uint8), (2 * smooth).softmax(0).numpy()
+
+
+def crf_row(
+    device: torch.device, scene: tuple[np.ndarray, np.ndarray], repeats: int, limit: float
+) -> dict[str, Any]:
+    """The dense CRF with exact messages, against pydensecrf where that is installed."""
+    image, scores = scene
+    labels, height, width = scores.shape
+    config = CRFConfig()
+    kernels = fused_kernels(device)
+    assert kernels is not None
+    error, pairs = message_error(kernels, image, config, device)
+
+    def ours() -> np.ndarray:
+        return dense_crf_torch(image, scores, config, device=device)
+
+    result, memory = ours(), _extra_memory(ours, device)
+    (seconds,) = interleaved([ours], repeats)
+    products = config.iterations * (15 + 2 * labels) + (15 + 2)  # the last for the normaliser
+    row = {
+        "work": f"dense CRF, exact messages, {width}x{height}, {labels} labels, {config.iterations} iterations",
+        "seconds": seconds,
+        "memory_mb": memory,
+        "error": error,
+        "operations": pairs * products,
+        "share_of_limit": pairs * products / seconds / limit,
+        "share_of_all_pairs": pairs / (height * width) ** 2,
+        "result": f"{seconds:.3g} s",
+        "target": f"at most {CRF_SECONDS:g} s",
+        "met": seconds <= CRF_SECONDS,
+    }
+    try:
+        begun = time.perf_counter()
+        native = dense_crf(image, scores, backend="pydensecrf")
+    except ImportError:
+        return row
+    return row | {
+        "against": "pydensecrf on the CPU",
+        "against_seconds": time.perf_counter() - begun,
+        "labels_that_agree": float((native.argmax(0) == result.argmax(0)).mean()),
+        "mean_difference": float(abs(native - result).mean()),
+    }
+
+
+def message_error(
+    kernels: ModuleType, image: np.ndarray, config: CRFConfig, device: torch.device
+) -> tuple[float, int]:
+    """Largest relative error of bilateral messages at 64 pixels against float64, and pairs visited by a message."""
+    from wsss_nb.crf import _features
+
+    features = torch.from_numpy(_features(image, config)).to(device)
+    values = torch.rand(3, *image.shape[:2], device=device)
+    kernel = kernels.GaussianSum(features)
+    flat = features.flatten(0, 1).double()
+    some = torch.arange(0, len(flat), max(1, len(flat) // 64), device=device)
+    weights = torch.exp(-0.5 * torch.cdist(flat[some], flat).square())
+    right = values.flatten(1).double() @ weights.T
+    return ((kernel(values).flatten(1)[:, some] - right) / right).abs().max().item(), kernel.pairs
+
+
+def matrix_product_rate(device: torch.device, size: int = 8192) -> float:
+    """Floating-point operations per second of a float32 matrix product without TF32."""
+    a = torch.rand(size, size, device=device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+
+    def work() -> None:
+        torch.mm(a, a)
+        _wait(device)
+
+    work()
+    (seconds,) = interleaved([work], 10)
+    torch.set_float32_matmul_precision(before)
+    return 2 * size**3 / seconds
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| work | ms | extra MB | against | ms | extra MB | largest error | of the limit | result | target | met |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---|---|---|",
+    ]
+    for row in rows:
+        result = row["result"]
+        if "labels_that_agree" in row:
+            agree, difference = row["labels_that_agree"], row["mean_difference"]
+            result += f", {agree:.2%} of the labels agree, mean difference {difference:.2g}"
+        cells = [
+            row["work"],
+            f"{1e3 * row['seconds']:.3g}",
+            f"{row['memory_mb']:.0f}",
+            row.get("against", ""),
+        ]
+        for name, factor in (("against_seconds", 1e3), ("against_memory_mb", 1.0)):
+            cells.append(f"{factor * row[name]:.3g}" if name in row else "")
+        cells += [f"{row['error']:.1e}", f"{row['share_of_limit']:.1%}", result, row["target"]]
+        lines.append(f"| {' | '.join([*cells, 'yes' if row['met'] else 'NO'])} |")
+    return "\n".join(lines)
+
+
+def _extra_memory(work: Callable[[], Any], device: torch.device) -> float:
+    """Peak of a call above what was allocated before, in MB."""
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
