@@ -49,6 +49,12 @@ def net() -> CamNet:
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
         lambda state: {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")},
+        lambda state: {
+            "modules": {"similarity.mu": torch.ones(1), **{f"net.{n}": v for n, v in state.items()}},
+            "optimizer": {"state": {}},
+            "epoch": 3,
+            "history": [],
+        },
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])

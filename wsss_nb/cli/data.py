@@ -12,7 +12,7 @@ __all__ = ["add_data"]
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the commands ``synthetic``, ``msrc``, ``labels`` and ``check``."""
+    """Give ``parser`` the commands ``synthetic``, ``voc``, ``msrc``, ``labels`` and ``check``."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=Parser)
 
     synthetic = kinds.add_parser(
@@ -29,6 +29,33 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     synthetic.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     synthetic.set_defaults(handler=_synthetic)
+
+    voc = kinds.add_parser(
+        "voc",
+        help="fetch VOC 2012 and SBD, make train_aug",
+        description=(
+            "Download VOC 2012 and SBD (3.4 GB, test split 1.9 GB) or take the archives that are given, unpack, "
+            "convert SBD's masks, write train_aug and the image-level labels into DIR/VOCdevkit/VOC2012. "
+            "The same command carries on where it was interrupted."
+        ),
+    )
+    voc.add_argument("--root", required=True, metavar="DIR")
+    voc.add_argument("--trainval", metavar="FILE", help="VOCtrainval_11-May-2012.tar; default: download")
+    voc.add_argument("--sbd", metavar="FILE", help="benchmark.tgz; default: download")
+    voc.add_argument(
+        "--test",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also the test split, from VOC2012test.tar or downloaded",
+    )
+    voc.add_argument("--mirror", metavar="URL", help="download from URL/NAME instead")
+    voc.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="take given archives of another size or SHA-256 than the published",
+    )
+    voc.set_defaults(handler=_voc)
 
     msrc = kinds.add_parser(
         "msrc",
@@ -78,6 +105,19 @@ def _synthetic(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(str(error)) from error
     print(f"{root or options.out}: {options.num_train} train and {options.num_val} val images")
+    return 0
+
+
+def _voc(options: argparse.Namespace) -> int:
+    from wsss_nb.data import VOCFolder
+    from wsss_nb.data.voc2012 import VOC_ARCHIVES, build_voc2012, mirrored
+
+    given = {role: Path(path) for role in VOC_ARCHIVES if (path := getattr(options, role))}
+    test = options.test is not None
+    archives = mirrored(VOC_ARCHIVES, options.mirror) if options.mirror else VOC_ARCHIVES
+    voc = build_voc2012(options.root, given, test=test, archives=archives, verify=not options.no_verify)
+    splits = ("train", "val", "train_aug", *(["test"] if test else []))
+    print(f"{voc}: {', '.join(f'{len(VOCFolder(voc, split))} {split}' for split in splits)}")
     return 0
 
 

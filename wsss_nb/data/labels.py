@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ __all__ = [
     "labels_from_csv",
     "labels_from_mask",
     "labels_from_xml",
+    "write_label_rows",
     "write_labels",
 ]
 
@@ -171,11 +172,25 @@ def write_labels(folder: VOCFolder, path: str | os.PathLike[str]) -> None:
         >>> VOCFolder("fish", "train", labels="train_labels.csv").label_source
         'csv'
     """
+    write_label_rows(folder.labels(), folder.classes, path)
+
+
+def write_label_rows(
+    labels: Mapping[str, _Labels], classes: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Write vectors y (K,) by image name as the CSV that `labels_from_csv` reads.
+
+    Raises:
+        InputError: the place is not writable.
+
+    Example:
+        >>> write_label_rows({"a": np.array([1, 1], dtype=np.uint8)}, ["background", "cat"], "labels.csv")
+    """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", "classes"])
-        for name, vector in folder.labels().items():
-            writer.writerow([name, ";".join(folder.classes[k] for k in np.flatnonzero(vector) if k)])
+        for name, vector in labels.items():
+            writer.writerow([name, ";".join(classes[int(k)] for k in np.flatnonzero(vector) if k)])
 
 
 def _split_classes(cells: Iterable[str], classes: Sequence[str]) -> list[str]:

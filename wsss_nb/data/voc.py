@@ -133,7 +133,8 @@ class VOCFolder:
             InputError: the mask is missing or unreadable, has another size than the image, or holds an id
                 outside the list of classes.
         """
-        return self._label_map("SegmentationClass", name, self.num_classes)
+        path = self.root / "SegmentationClass" / f"{name}.png"
+        return self._label_map(path, name, self.num_classes, "a mask")
 
     def part(self, name: str) -> _Image:
         """The part mask (H, W) uint8: 0 background, 1 body, 2 head.
@@ -141,7 +142,17 @@ class VOCFolder:
         Raises:
             InputError: as `mask`.
         """
-        return self._label_map("SegmentationParts", name, 3)
+        path = self.root / "SegmentationParts" / f"{name}.png"
+        return self._label_map(path, name, 3, "a mask")
+
+    def prediction(self, predictions: str | os.PathLike[str], name: str) -> _Image:
+        """The label map ``predictions/NAME.png`` (H, W) uint8 of class ids; every pixel has a class, none is 255.
+
+        Raises:
+            InputError: it is missing or unreadable, has another size than the image, or other ids.
+        """
+        path = Path(predictions) / f"{name}.png"
+        return self._label_map(path, name, self.num_classes, "a label map", ignore=False)
 
     def label(self, name: str) -> npt.NDArray[np.uint8]:
         """Image-level labels y (K,) uint8 of one image, y[0] = 1; all other zero for an image of background.
@@ -219,10 +230,9 @@ class VOCFolder:
             raise InputError(f"{self._csv}: expected a row for image {name!r}, got none")
         return self._rows[name]
 
-    def _label_map(self, kind: str, name: str, num_labels: int) -> _Image:
-        path = self.root / kind / f"{name}.png"
+    def _label_map(self, path: Path, name: str, num_labels: int, what: str, *, ignore: bool = True) -> _Image:
         if not path.is_file():
-            raise InputError(f"{path}: expected a mask of image {name!r}, got no file")
+            raise InputError(f"{path}: expected {what} of image {name!r}, got no file")
         label_map = read_label_map(path)
         image_path = self.image_path(name)
         try:
@@ -235,10 +245,12 @@ class VOCFolder:
             got = f"{label_map.shape[1]}x{label_map.shape[0]}"
             raise InputError(f"{path}: expected the image's size {width}x{height}, got {got}")
         present = np.bincount(label_map.reshape(-1), minlength=256)
-        present[IGNORE] = 0
+        if ignore:
+            present[IGNORE] = 0
         top = int(np.flatnonzero(present)[-1]) if present.any() else 0
         if top >= num_labels:
-            raise InputError(f"{path}: expected class ids 0..{num_labels - 1} or {IGNORE}, got {top}")
+            allowed = f"0..{num_labels - 1}" + (f" or {IGNORE}" if ignore else "")
+            raise InputError(f"{path}: expected class ids {allowed}, got {top}")
         return label_map
 
 

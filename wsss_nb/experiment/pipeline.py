@@ -21,6 +21,7 @@ from wsss_nb.files import read_json
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 from wsss_nb.stages.loop import History, progress
+from wsss_nb.stages.protocols import affinitynet_protocol, cam_protocol, deeplab_protocol
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
 from wsss_nb.stages.steps import run_step
 from wsss_nb.workers import WorkerDiedError, fixed_threads, worker_pool
@@ -122,11 +123,7 @@ class Run:
                 backbone, self.val.num_classes, config, self.out / folder / "model" / cam.CHECKPOINT
             )
             cam.infer_cams(net, self.val, config, inference, out)
-            protocol = {
-                "stage": "cam", "background": inference.background, "crf": False, "scales": list(inference.scales),
-                "flips": inference.flip, "max_normalized": inference.max_normalize or config.method == "seam",
-                "image_labels": True, "seed": seed,
-            }  # fmt: skip
+            protocol = {**cam_protocol(config, inference), "seed": seed}
             scores = score_label_maps(self.val, out, protocol, self.profile.data.void)
             return {"scores": scores, "parts": part_coverage(self.val, out)}
 
@@ -235,10 +232,7 @@ class Run:
                 affinitynet.write_pseudo_labels(net, folder, source_cams, config, out)
                 if split == "train":
                     return {}
-                protocol = {
-                    "stage": "affinitynet", "background": f"power:{config.alpha_walk:g}", "crf": False, "scales": [1.0],
-                    "flips": False, "image_labels": True, "beta": config.beta, "log_t": config.log_t, "seed": seed,
-                }  # fmt: skip
+                protocol = {**affinitynet_protocol(config), "seed": seed}
                 return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
 
             return work
@@ -286,11 +280,7 @@ class Run:
         def scoring(out: Path) -> dict[str, Any]:
             net = deeplab.load_deeplab(backbone, self.val.num_classes, base / "model" / deeplab.CHECKPOINT)
             deeplab.write_predictions(net, self.val, config, out, self.profile.workers)
-            crf = None if config.crf is None else config.crf.model_dump(mode="json")
-            protocol = {
-                "stage": "deeplab", "background": "network", "crf": crf, "scales": list(config.scales),
-                "flips": config.flip, "image_labels": False, "seed": seed,
-            }  # fmt: skip
+            protocol = {**deeplab_protocol(config), "seed": seed}
             return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
 
         inputs = self._inputs("deeplab", config=settings, upstream=model["key"], void=self.profile.data.void)

@@ -54,6 +54,8 @@ def _listed(names: tuple[str, ...]) -> str:
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a PyTorch file that is a state dict or holds one (under "model", "state_dict", ...).
 
+    Of the checkpoints of the training loop, those of the network.
+
     Only tensors and plain containers are unpickled. The prefixes that DataParallel ("module.") and
     torch.compile ("_orig_mod.") leave are removed.
 
@@ -71,6 +73,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     for _ in range(2):
         if isinstance(content, Mapping) and not _is_state_dict(content):
             content = next((content[key] for key in _NESTED if key in content), content)
+    if isinstance(content, Mapping) and _is_state_dict(content.get("modules")):
+        # the training loop keeps what it trains side by side; the network is called "net"
+        modules = content["modules"]
+        content = {
+            key.removeprefix("net."): value for key, value in modules.items() if key.startswith("net.")
+        }
     if not _is_state_dict(content):
         raise InputError(f"{path}: expected a state dict (name -> tensor), got {_describe(content)}")
     state = {}
