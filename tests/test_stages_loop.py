@@ -84,6 +84,10 @@ def weights(out: Path) -> dict[str, Tensor]:
     return torch.load(out / "checkpoint.pt", weights_only=True)["modules"]
 
 
+def read_history(out: Path) -> loop.History:
+    return torch.load(out / "checkpoint.pt", weights_only=True)["history"]
+
+
 def assert_same(one: Path, other: Path) -> None:
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
@@ -150,6 +154,17 @@ def test_rates_of_all_groups_follow_the_schedule(tmp_path: Path, monkeypatch: py
         factor = rise[index] * (1 - index / 6) ** 0.9
         assert rates == pytest.approx([value * factor for value in (0.01, 0.02, 0.04, 0.08)])
     assert len(seen) == 6
+
+
+def test_a_loss_rises_to_its_weight_step_by_step(tmp_path: Path) -> None:
+    def objective(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"one": torch.ones((), requires_grad=True), "late": torch.ones((), requires_grad=True)}
+
+    share = {"late": 2 / 3}  # 6 of 9 steps: 1/6, 2/6, .. 6/6, then 1
+    run(tmp_path, epochs=3, objective=objective, warmups=share)
+    history = read_history(tmp_path)
+    assert [row["one"] for row in history] == [1, 1, 1]
+    assert [row["late"] for row in history] == pytest.approx([2 / 6, 5 / 6, 1])
 
 
 def test_momentum_reaches_every_group_and_empty_groups_are_left_out() -> None:

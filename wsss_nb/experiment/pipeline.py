@@ -326,15 +326,14 @@ class Run:
         """The pseudo-label (H, W) of a training image, which DeepLab learns from."""
         return read_label_map(self.stage_folder("affinitynet", method) / "train" / f"{name}.png")
 
-    def walk(self, name: str, log_t: int, method: str = "ours") -> np.ndarray:
-        """Scores (n + 1, H, W) of a training image after 2^log_t steps of the random walk."""
+    def walk_input(self, name: str, method: str = "ours") -> tuple[np.ndarray, torch.Tensor, tuple[int, int]]:
+        """What the random walk of a training image starts from: CAM (n, H, W), affinities (D, m), their map's (h, w)."""
         _, config, _ = self._refined(method)
         base = self.stage_folder("affinitynet", method)
         net = affinitynet.load_affinitynet(self.profile.backbone, base / "model" / affinitynet.CHECKPOINT)
         _, map_ = affinitynet.load_cam_file(base / "cams" / f"{name}.npz")
-        return affinitynet.walk(
-            net, self.train.image(name), map_, config.model_copy(update={"log_t": log_t})
-        ).numpy()
+        affinity, size = affinitynet.image_affinity(net, self.train.image(name), config)
+        return map_, affinity.cpu(), size
 
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds; empty lists where nothing ran yet."""

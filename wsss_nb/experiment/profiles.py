@@ -123,7 +123,7 @@ def _photos() -> Profile:
     optimizer = OptimizerConfig(learning_rate=0.005)
     cam = CamConfig(
         epochs=20, batch_size=8, optimizer=optimizer, views=views, num_samples=1,
-        similarity_weight=0.5, mu=2.5, sigma=2.5, siamese=False, siamese_scale=0.5,
+        similarity_weight=1.5, similarity_warmup=2 / 3, mu=2.5, sigma=2.5, siamese=False, siamese_scale=0.5,
     )  # fmt: skip
     affinity = AffinityNetConfig(
         epochs=4, batch_size=8, optimizer=optimizer, views=views,

@@ -41,9 +41,7 @@ def current_results(
         return [
             row
             for row in known.get(section, [])
-            if same
-            and row["variant"] in variants
-            and row["seed"] in profile.seeds
+            if same and row["variant"] in variants and row["seed"] in profile.seeds
         ]
 
     return {

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity, random_walk
+from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
 from wsss_nb.crf import CRFConfig, dense_crf_many
 from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net
-from wsss_nb.pseudo_labels import add_background, parse_background_rule
+from wsss_nb.pseudo_labels import add_background, parse_background_rule, walk_cam
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
@@ -29,6 +29,7 @@ __all__ = [
     "confident_labels",
     "crf_config",
     "crf_maps",
+    "image_affinity",
     "load_affinitynet",
     "load_cam_file",
     "train_affinitynet",
@@ -144,19 +145,21 @@ def load_affinitynet(backbone: str, checkpoint: Path) -> Any:
 
 
 @torch.inference_mode()
-def walk(net: Any, image: np.ndarray, cam: np.ndarray, config: AffinityNetConfig) -> Tensor:
-    """Random walk of the CAM with background (1 - max)^alpha_walk: scores (n + 1, H, W) at image size.
-
-    The CAM is averaged to the network's map, propagated by T^(2^log_t) and resized back (bilinear).
-    """
+def image_affinity(net: Any, image: np.ndarray, config: AffinityNetConfig) -> tuple[Tensor, tuple[int, int]]:
+    """AffinityNet's pair affinities (D, n) of an image and the (h, w) of the map they belong to."""
     tensor = image_tensor(image)[None].to(next(net.parameters()).device)
     with training_precision(tensor.device, config.precision):
         features = net.from_frozen(net.frozen(tensor), tensor).float()
-    scores = torch.from_numpy(_scores(cam, config.alpha_walk)).to(tensor.device)
-    scores = F.adaptive_avg_pool2d(scores, features.shape[-2:])
-    affinity = pair_affinity(features, radius=config.radius)[0]
-    walked = random_walk(scores, affinity, beta=config.beta, log_t=config.log_t)
-    return F.interpolate(walked[None], tensor.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return pair_affinity(features, radius=config.radius)[0], (features.shape[-2], features.shape[-1])
+
+
+def walk(net: Any, image: np.ndarray, cam: np.ndarray, config: AffinityNetConfig) -> Tensor:
+    """:func:`~wsss_nb.pseudo_labels.walk_cam` of a CAM (n, H, W) with AffinityNet's affinities: (n + 1, H, W)."""
+    affinity, size = image_affinity(net, image, config)
+    return walk_cam(
+        torch.from_numpy(cam).to(affinity.device), affinity, size,
+        alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t,
+    )  # fmt: skip
 
 
 def write_pseudo_labels(

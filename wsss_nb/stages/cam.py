@@ -115,6 +115,7 @@ def train_cam(
     return train(
         modules, loader, objective, groups=net.parameter_groups(), config=config.optimizer, epochs=config.epochs,
         seed=seed, checkpoint=out / CHECKPOINT, extra_groups=learned if config.learn_similarity else None,
+        warmups={"similarity": config.similarity_warmup} if config.method == "paper" and config.similarity_weight else {},
         record=lambda: {"mu": similarity.mu.item(), "sigma": similarity.sigma.item()},
         on_epoch=on_epoch, description=description,
     )  # fmt: skip

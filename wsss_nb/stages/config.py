@@ -84,6 +84,9 @@ class CamConfig(Config):
     num_samples: Count | None = Field(1, description="draws per class; None = exact expectation")
     sample_background: bool = True
     similarity_weight: NonNegative = 0.5
+    similarity_warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the steps over which the similarity loss gains its weight; 0 in the paper"
+    )
     mu: Annotated[float, Field(ge=-2, le=6)] = 2.5
     sigma: Annotated[float, Field(ge=0.5, le=20)] = 5.0
     learn_similarity: bool = False

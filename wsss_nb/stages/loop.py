@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -66,9 +67,13 @@ def _optimizer(
     return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.momentum)
 
 
+def _rise(step: int, total: int, share: float) -> float:
+    """From 0 to 1, linear over a share of the steps."""
+    return min(1.0, (step + 1) / (share * total)) if share else 1.0
+
+
 def _schedule(step: int, total: int, config: OptimizerConfig) -> float:
-    rise = min(1.0, (step + 1) / (config.warmup * total)) if config.warmup else 1.0
-    return rise * (1 - step / total) ** config.power
+    return _rise(step, total, config.warmup) * (1 - step / total) ** config.power
 
 
 def _load(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.SGD) -> tuple[int, History]:
@@ -96,6 +101,7 @@ def train(
     seed: int,
     checkpoint: Path,
     extra_groups: list[dict[str, Any]] | None = None,
+    warmups: Mapping[str, float] = MappingProxyType({}),
     record: Callable[[], dict[str, float]] = dict,
     on_epoch: Callable[[History], None] | None = None,
     description: str = "training",
@@ -113,6 +119,7 @@ def train(
         objective: batch, generator -> named losses (scalars), already weighted.
         groups: parameters by ``pretrained_weights``, ``pretrained_biases``, ``new_weights``, ``new_biases``.
         extra_groups: further groups in torch.optim's form, decayed by the same schedule.
+        warmups: named losses whose weight rises linearly from 0 over this share of the steps.
         record: values to log once an epoch beside the losses (mu and sigma, say).
         on_epoch: called with the history after each epoch (live plots).
         interval: seconds between plain lines when there is no terminal.
@@ -150,6 +157,8 @@ def train(
             for group, rate in zip(optimizer.param_groups, initial, strict=True):
                 group["lr"] = rate * factor
             losses = objective(batch, generator)
+            for name, share in warmups.items():
+                losses[name] = losses[name] * _rise(step, total, share)
             loss = torch.stack(list(losses.values())).sum()
             if not math.isfinite(loss.item()):
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())

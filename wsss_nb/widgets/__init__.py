@@ -37,6 +37,7 @@ from wsss_nb.widgets.maps import boundary, color_labels, color_signed, color_uni
 from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
 from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
 from wsss_nb.widgets.threads import single_thread
+from wsss_nb.widgets.walk import WalkExample, WalkExplorer, imitated_walk, render_walk
 
 __all__ = [
     "PHOTOS",
@@ -53,6 +54,8 @@ __all__ = [
     "SamplingExample",
     "SamplingExplorer",
     "SimilarityExplorer",
+    "WalkExample",
+    "WalkExplorer",
     "activation",
     "boundary",
     "class_logits",
@@ -68,6 +71,7 @@ __all__ = [
     "fish_cams",
     "frozen_features",
     "imitated_example",
+    "imitated_walk",
     "load_photo",
     "loss_gradient",
     "make_film",
@@ -79,6 +83,7 @@ __all__ = [
     "render_panels",
     "render_sampling",
     "render_similarity",
+    "render_walk",
     "score_cams",
     "score_map",
     "similarity_field",

@@ -31,6 +31,8 @@ __all__ = [
     "SamplingExplorer",
     "SimilarityExplorer",
     "imitated_example",
+    "menu",
+    "slider",
 ]
 
 _WIDE = {"description_width": "110px"}
@@ -99,7 +101,8 @@ class Explorer(ipywidgets.VBox):
             control.observe(call or self.refresh, names="value")
 
 
-def _slider(value: float, low: float, high: float, step: float, text: str, fluent: bool = True) -> Any:
+def slider(value: float, low: float, high: float, step: float, text: str, fluent: bool = True) -> Any:
+    """A slider of the type of ``value``; not ``fluent``: it reports only when it is let go."""
     make = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
     return make(
         value=value, min=low, max=high, step=step, description=text, continuous_update=fluent, style=_WIDE,
@@ -107,7 +110,8 @@ def _slider(value: float, low: float, high: float, step: float, text: str, fluen
     )  # fmt: skip
 
 
-def _menu(options: Sequence[Any], text: str) -> ipywidgets.Dropdown:
+def menu(options: Sequence[Any], text: str) -> ipywidgets.Dropdown:
+    """A menu of options or (text, value) pairs."""
     return ipywidgets.Dropdown(options=options, description=text, style=_WIDE, layout={"width": "330px"})
 
 
@@ -121,22 +125,20 @@ class CamExplorer(Explorer):
     encoding = "jpeg"
 
     def __init__(self, photo: str = "coffee") -> None:
-        self.photo_menu = _menu([(load_photo(name).title, name) for name in PHOTOS], "photograph")
+        self.photo_menu = menu([(load_photo(name).title, name) for name in PHOTOS], "photograph")
         self.photo_menu.value = photo
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="own photo")
-        self.class_menu = _menu([], "class")
-        self.stride = _menu([("32 pixels", 32), ("16 pixels", 16), ("8 pixels", 8)], "a map pixel is")
+        self.class_menu = menu([], "class")
+        self.stride = menu([("32 pixels", 32), ("16 pixels", 16), ("8 pixels", 8)], "a map pixel is")
         self.stride.value = 16
-        self.normalize = _menu(
-            [("divide by the maximum", "maximum"), ("softmax (Eq. 1)", "softmax")], "scale"
-        )
-        self.strength = _slider(0.6, 0, 1, 0.05, "overlay")
-        self.rule = _menu(
+        self.normalize = menu([("divide by the maximum", "maximum"), ("softmax (Eq. 1)", "softmax")], "scale")
+        self.strength = slider(0.6, 0, 1, 0.05, "overlay")
+        self.rule = menu(
             [("a > threshold", "threshold"), ("a > (1 − a)^α", "power"), ("a > 1 − a", "complement")],
             "background",
         )
-        self.threshold = _slider(0.3, 0, 1, 0.01, "threshold")
-        self.alpha = _slider(4.0, 0.5, 32, 0.5, "α")
+        self.threshold = slider(0.3, 0, 1, 0.01, "threshold")
+        self.alpha = slider(4.0, 0.5, 32, 0.5, "α")
         self.pooling = ipywidgets.Checkbox(
             value=False, description="mark what max pooling sees", indent=False
         )
@@ -245,13 +247,13 @@ class SamplingExplorer(Explorer):
 
     def __init__(self, examples: Sequence[SamplingExample] = ()) -> None:
         self.examples = list(examples) or [imitated_example()]
-        self.example = _menu([(one.title, place) for place, one in enumerate(self.examples)], "map of")
-        self.class_menu = _menu([], "class")
+        self.example = menu([(one.title, place) for place, one in enumerate(self.examples)], "map of")
+        self.class_menu = menu([], "class")
         steps = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
         self.num_samples = ipywidgets.SelectionSlider(
             options=steps, value=10, description="draws", style=_WIDE, layout={"width": "330px"}
         )
-        self.weight = _slider(1.0, 0, 1, 0.05, "λ")
+        self.weight = slider(1.0, 0, 1, 0.05, "λ")
         self.seed = 0
         self.redraw = ipywidgets.Button(description="draw again", icon="refresh")
         self._list_classes()
@@ -305,12 +307,12 @@ class SimilarityExplorer(Explorer):
     def __init__(self, photo: str = "coffee", size: int = 56) -> None:
         self.size = size
         names = [(load_photo(name).title, name) for name in PHOTOS]
-        self.photo_menu = _menu([*names, ("Synthetic fish", "fish")], "image")
+        self.photo_menu = menu([*names, ("Synthetic fish", "fish")], "image")
         self.photo_menu.value = photo
-        self.mu = _slider(2.5, -2, 6, 0.1, "μ")
-        self.sigma = _slider(3.0, 0.5, 12, 0.1, "σ (map pixels)")
-        self.row = _slider(size // 2, 0, size - 1, 1, "row of i")
-        self.column = _slider(size // 2, 0, size - 1, 1, "column of i")
+        self.mu = slider(2.5, -2, 6, 0.1, "μ")
+        self.sigma = slider(3.0, 0.5, 12, 0.1, "σ (map pixels)")
+        self.row = slider(size // 2, 0, size - 1, 1, "row of i")
+        self.column = slider(size // 2, 0, size - 1, 1, "column of i")
         self.descend = ipywidgets.Button(
             description="descend 10 steps", icon="arrow-down", layout={"width": "auto"}
         )
