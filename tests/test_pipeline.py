@@ -27,6 +27,7 @@ from wsss_nb.experiment import pipeline, record
 from wsss_nb.experiment.pipeline import Run, open_notebook_run, open_run
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.files import read_json
+from wsss_nb.pseudo_labels import walk_cam
 from wsss_nb.results import load_run
 from wsss_nb.stages import cam
 
@@ -208,7 +209,14 @@ def test_readers_of_a_run(world: World) -> None:
     run, name = world.run, world.run.train.names[0]
     assert len(run.history("pretrain")) == 2 and len(run.history("cam/lambda1_fsl/seed0")) == 2
     assert run.pseudo_label(name).shape == (96, 96)
-    assert run.walk(name, 0).shape[1:] == (96, 96)
+    cam_, affinity, size = run.walk_input(name)
+    assert cam_.shape[1:] == (96, 96) and size == (24, 24)
+    config = run.profile.affinitynet
+    scores = walk_cam(
+        torch.from_numpy(cam_), affinity, size, alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t
+    )
+    classes = np.concatenate([[0], np.flatnonzero(run.train.labels()[name][1:]) + 1])
+    assert np.array_equal(classes[scores.argmax(0)], run.pseudo_label(name)), "as the stage writes it"
     assert np.array_equal(
         run.label_map("lambda1_fsl", 0, "val_00000"), run.stage_map("cam", "ours", "val_00000")
     )

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsss_nb.affinity import pair_affinity, pair_indices
 from wsss_nb.pseudo_labels import (
     BACKGROUND_RULES,
     BackgroundRule,
@@ -13,6 +15,7 @@ from wsss_nb.pseudo_labels import (
     label_map,
     normalize_maximum,
     parse_background_rule,
+    walk_cam,
 )
 
 
@@ -171,3 +174,22 @@ def test_a_higher_power_never_gives_more_background(seed, alpha, step):
     weak = label_map(add_background(scores, BackgroundRule("power", alpha))) == 0
     strong = label_map(add_background(scores, BackgroundRule("power", alpha + step))) == 0
     assert not (strong & ~weak).any()
+
+
+def test_walk_cam_by_a_dense_matrix():
+    """Average, s T^4 with T built pair by pair, resize: every step written out."""
+    generator = torch.Generator().manual_seed(0)
+    cam = torch.rand(2, 24, 32, generator=generator, dtype=torch.float64)
+    h, w = 6, 8
+    affinity = pair_affinity(torch.rand(1, 3, h, w, generator=generator, dtype=torch.float64), radius=3)[0]
+    left, right = pair_indices(3, h, w)
+    weight = torch.eye(h * w, dtype=torch.float64)
+    for a, others, values in zip(left.tolist(), right.T.tolist(), affinity.T.tolist(), strict=True):
+        for b, value in zip(others, values, strict=True):
+            weight[a, b] = weight[b, a] = value**5
+    scores = torch.cat([(1 - cam.amax(0, keepdim=True)) ** 3, cam])
+    scores = scores.unflatten(1, (h, 4)).unflatten(3, (w, 4)).mean((2, 4)).flatten(1)
+    walked = scores @ torch.linalg.matrix_power(weight / weight.sum(0), 4)
+    expected = F.interpolate(walked.view(1, 3, h, w), (24, 32), mode="bilinear")[0]
+    result = walk_cam(cam, affinity, (h, w), alpha=3, beta=5, log_t=2)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)

@@ -38,7 +38,7 @@ class WalkExample:
         cam: activations of the image's classes (n, H, W) in 0..1, without background.
         affinity: (D, m), pairs as in ``wsss_nb.affinity.pair_indices``.
         size: (h, w) of the map that the affinities belong to.
-        mask: true labels (H, W), 0 background, k the k-th of the classes; None where nobody knows.
+        mask: true labels (H, W), 0 background, k the k-th of the classes, 255 ignored; None where nobody knows.
     """
 
     title: str
@@ -62,7 +62,7 @@ def imitated_walk(index: int = 3, size: int = 96) -> WalkExample:
         cams.append(F.avg_pool2d(sure[None, None], 17, 1, 8)[0, 0])
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
     colors = F.avg_pool2d(image, 4)
-    affinity = pair_affinity(3 * colors, radius=5)[0]
+    affinity = pair_affinity(8 * colors, radius=5)[0]
     return WalkExample("imitated", sample.image, torch.stack(cams), affinity, (size // 4, size // 4), mask)
 
 
@@ -136,7 +136,9 @@ def _scores(
     confusion = confusion_matrix(labels, mask, num_classes)
     hit = confusion.diag()
     iou = hit / (confusion.sum(0) + confusion.sum(1) - hit).clamp(min=1)
-    return float(iou[1:].mean()), float(contour_f(contour_matches(labels, mask, num_classes)).mean())
+    return float(iou[1:].mean()), float(
+        contour_f(contour_matches(labels, mask, num_classes, void="masked")).mean()
+    )
 
 
 class WalkExplorer(Explorer):
