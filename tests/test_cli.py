@@ -20,7 +20,13 @@ from pydantic import Field
 from wsss_nb import cli
 from wsss_nb.config import Config
 from wsss_nb.errors import InputError
-from wsss_nb.experiment.options import add_profile_flags, override, overrides_in, profile_options
+from wsss_nb.experiment.options import (
+    add_profile_flags,
+    override,
+    overrides_in,
+    parameters_in,
+    profile_options,
+)
 from wsss_nb.experiment.provenance import command_line, git_state, manifest, write_manifest
 
 SCORES = {"miou": 0.5, "contour_f": 0.25, "protocol": {"split": "val", "crf": False, "seed": 0}}
@@ -133,6 +139,20 @@ def test_overrides_from_a_file(tmp_path: Path) -> None:
         overrides_in(str(path))
     with pytest.raises(InputError, match=r"none.yaml: expected a YAML file, got .*No such file"):
         overrides_in(str(tmp_path / "none.yaml"))
+
+
+def test_notebook_parameters_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("draws: 3\nrate: 0.5\nname: power:6\nquick: true\nnone: null\n")
+    assert parameters_in(str(path)) == {
+        "draws": 3, "rate": 0.5, "name": "power:6", "quick": True, "none": None,
+    }  # fmt: skip
+    path.write_text("draws: [1, 2]\n")
+    with pytest.raises(InputError, match=r"mine.yaml: draws: expected text, a number, .*, got \[1, 2\]"):
+        parameters_in(str(path))
+    path.write_text("a: {b: 1}\n")
+    with pytest.raises(InputError, match=r"a: expected text"):
+        parameters_in(str(path))
 
 
 @pytest.mark.parametrize(
@@ -251,6 +271,16 @@ def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path
         ("run -p seed 3 --notebooks books", "seed: expected to be set by the run's own flags (--seeds,"),
         ("run --notebooks nowhere", "nowhere: expected numbered notebooks such as 01_name.ipynb, got none"),
         ("run --timeout 0", "argument --timeout: expected a number of minutes above 0, got 0"),
+        ("run --timeout 04=0", "argument --timeout: expected a number of minutes above 0, got 0"),
+        ("run --timeout 4,04=5,9", "argument --timeout: expected MINUTES or NOTEBOOK=MINUTES, each once"),
+        ("run --timeout 05=2 --notebooks books", "timeout: expected notebooks of 04_a, got '05'"),
+        (
+            "run -f typo.yaml --notebooks books",
+            "drws: expected a parameter of a notebook (), got another name",
+        ),
+        ("run -f none.yaml --notebooks books", "none.yaml: expected a YAML file, got No such file"),
+        ("verify nowhere", "nowhere: expected a folder of figures and tables, got none"),
+        ("verify books", "books: expected figures or tables with their manifests, got none"),
         (
             "run --out taken/run --notebooks books",
             "taken/run: expected a writable folder, got Not a directory",
@@ -263,6 +293,7 @@ def test_wrong_input_is_one_line(
     opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, message: str
 ) -> None:
     notebook(tmp_path / "books/04_a.ipynb", "1")
+    (tmp_path / "typo.yaml").write_text("drws: 3\n")
     (tmp_path / "taken").write_text("")
     assert error_of(capsys, *arguments.split()).startswith(message)
     assert not opened
@@ -353,7 +384,7 @@ def test_evaluate_refuses_bad_input(voc: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "predictions/b.png").unlink()
     assert "b.png" in error_of(capsys, *command)
     Image.fromarray(np.zeros((40, 61), np.uint8)).save(tmp_path / "predictions/b.png")
-    assert "b.png: expected the mask's size (40, 60), got (40, 61)" in error_of(capsys, *command)
+    assert "b.png: expected the image's size 60x40, got 61x40" in error_of(capsys, *command)
     Image.fromarray(np.full((40, 60), 3, np.uint8)).save(tmp_path / "predictions/b.png")
     assert "b.png: expected class ids 0..2, got 3" in error_of(capsys, *command)
 
@@ -376,47 +407,6 @@ def test_data_commands(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main([*fish, "--size", "64"]) == 0
     assert len(list((tmp_path / "fish/JPEGImages").iterdir())) == 5
     assert "num_classes" in error_of(capsys, *fish[:3], str(tmp_path / "other"), "--num-classes", "1")
-
-
-# Benchmark
-
-
-def test_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["benchmark", "--only", "contour", "--repeats", "1", "--json", str(tmp_path / "b.json")]
-    assert cli.main(command) == 0
-    measured = json.loads((tmp_path / "b.json").read_text())
-    (row,) = measured["rows"]
-    assert row["speed_up"] == pytest.approx(row["against_seconds"] / row["seconds"]) and row["speed_up"] > 3
-    assert row["claimed_speed_up"] == 20 and "hardware" in measured["manifest"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("| contour matches, 500x375") and {line.count("|") for line in lines[1:]} == {
-        11
-    }
-    assert "only: expected rows of similarity" in error_of(capsys, "benchmark", "--only", "nothing")
-
-
-def test_benchmark_refuses_contestants_that_disagree() -> None:
-    from benchmarks.measure import Row, interleaved, measure
-    from benchmarks.rows import _close
-
-    with pytest.raises(AssertionError, match=r"results differ by 0.5 of the largest value"):
-        measure(Row("", lambda: (lambda: [1.0], lambda: [2.0], _close)), repeats=1)
-    turns: list[str] = []
-    interleaved([lambda: turns.append("a"), lambda: turns.append("b")], repeats=3)
-    assert "".join(turns) == "ababab"
-
-
-def test_dense_similarity_agrees_with_ours() -> None:
-    import torch
-
-    from benchmarks.references import all_pairs_loss
-    from wsss_nb.similarity import feature_similarity_loss
-
-    generator = torch.Generator().manual_seed(1)
-    cam = torch.rand(2, 4, 9, 7, generator=generator, dtype=torch.float64).softmax(1)
-    image = torch.rand(2, 3, 9, 7, generator=generator, dtype=torch.float64)
-    ours = feature_similarity_loss(cam, image, 1.5, 3.0)
-    assert all_pairs_loss(cam, image, 1.5, 3.0).item() == pytest.approx(ours.item(), rel=2e-3)
 
 
 # Provenance

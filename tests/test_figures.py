@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -577,6 +578,31 @@ def test_unusual_runs_draw_with_all_text_inside(tmp_path, width, options):
     assert {"figure_1", "figure_2", "figure_3", "per_class", "confusion", "gallery", "cost"} <= set(drawn)
 
 
+@pytest.mark.parametrize("width", ["double", "single"])
+def test_fifty_classes_that_all_occur(many_classes, width):
+    for spec in (per_class, confusion):
+        figure, arrays = spec(many_classes, width=width)
+        assert outside(figure) == []
+        assert "left out" not in face(figure)
+        assert len(arrays["classes"]) == 51
+        shown = " ".join(texts(figure)).split()
+        assert {f"class{number}" for number in range(1, 51)} <= set(shown)
+    renderer, axes = figure.canvas.get_renderer(), figure.axes[0]
+    for labels, low, high in (
+        (axes.get_xticklabels(), "x0", "x1"),
+        (axes.get_yticklabels()[::-1], "y0", "y1"),
+    ):
+        boxes = [label.get_window_extent(renderer) for label in labels]
+        assert all(getattr(a, high) <= getattr(b, low) + 1 for a, b in itertools.pairwise(boxes)), width
+
+
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many") / "run"
+    options = {"weights": (1.0,), "methods": ("sampling",), "fsl": (True,), "stages": ("cam",), "seeds": (0,)}
+    return load_run(make_fake_run(folder, num_classes=51, num_val=100, **options))
+
+
 # Files
 
 
@@ -713,7 +739,7 @@ def test_all_of_a_synthetic_run_is_published(run_dir, tmp_path):
     shutil.copytree(run_dir, folder)
     draw_some(load_run(folder))
     copies = publish_figures(folder, tmp_path / "figures")
-    assert len(copies) == 2 * 5
+    assert len(copies) == 2 * 2 * 5
     assert sorted(path.name for path in copies) == sorted(p.name for p in (folder / "figures").iterdir())
     for path in copies:
         assert path.read_bytes() == (folder / "figures" / path.name).read_bytes()
@@ -728,12 +754,29 @@ def test_photographs_are_never_published(tmp_path):
     (drawn / "figure_1.json").write_text(json.dumps({**manifest, "shows_images": False}))
     copies = publish_figures(folder, tmp_path / "figures")
     stems = {path.name.split(".")[0] for path in copies}
-    assert stems == {"cost"}
+    assert stems == {"cost", "cost_single"}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in copies}
     for path in copies:
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 assert all(array.ndim < 3 and array.shape != SIZE for array in arrays.values())
+
+
+def test_publishing_removes_what_an_earlier_run_left(run_dir, tmp_path):
+    folder, target = tmp_path / "run", tmp_path / "figures"
+    shutil.copytree(run_dir, folder)
+    make_figure("cost", load_run(folder), folder / "figures", {})
+    for name in ("mu_sigma", "table_2"):  # sets of ours, of another run
+        (target / f"{name}.pdf").parent.mkdir(exist_ok=True)
+        (target / f"{name}.pdf").write_bytes(b"old")
+        (target / f"{name}.json").write_text(json.dumps({"files": {f"{name}.pdf": "", "../keep.txt": ""}}))
+    (target / "coverage.png").write_bytes(b"somebody's own: it has no manifest")
+    (target / "notes.json").write_text('{"files": {"coverage.png": ""}}')
+    (tmp_path / "keep.txt").write_text("")
+    copies = publish_figures(folder, target)
+    kept = {"coverage.png", "notes.json", *(path.name for path in copies)}
+    assert {path.name for path in target.iterdir()} == kept
+    assert (tmp_path / "keep.txt").exists()
 
 
 def test_publishing_half_a_figure_is_refused(run_dir, tmp_path):
@@ -760,16 +803,20 @@ def test_notebook_runs_from_its_folder(name, run_dir, tmp_path, monkeypatch, not
     (project / "runs").mkdir()
     shutil.copytree(run_dir, project / "runs" / "quick")
     monkeypatch.chdir(project / "notebooks")
+    shown = "val_0003"
     scope = {"__name__": "__main__"}
     for cell in nbformat.read(notebooks / f"{name}.ipynb", as_version=4).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, name, "exec"), scope)
             if "parameters" in cell.metadata.get("tags", []):
                 scope["figures_dir"] = str(project / "figures")
+                scope["images"] = shown
     made = {path.stem for path in (project / "figures").glob("*.json")}
     if name == "07_figures":
-        assert made == {*FIGURES, "figure_2_single"}
+        assert made == {f"{name}{size}" for name in FIGURES for size in ("", "_single")}
         assert scope["known"] in ("class1", "class2", "class3")
+        with np.load(project / "figures" / "figure_1.npz") as arrays:
+            assert arrays["names"].tolist() == [shown]
     else:
         assert made == {"table_1", "table_2", "table_sweep", "table_cost"}
     manifest = json.loads(next((project / "figures").glob("*.json")).read_text())
@@ -793,7 +840,8 @@ def test_notebook_form(name, notebooks):
     assert notebook.cells[0].source.startswith(f"# {name[:2]} ")
     assert "parameters" in code[0].metadata.tags
     names = [line.split(" = ")[0] for line in code[0].source.splitlines()]
-    assert names == ["profile", "data_root", "out_dir", "seed", "overrides", "run_dir", "figures_dir"]
+    own = ["run_dir", "images", "figures_dir"] if name == "07_figures" else ["run_dir", "figures_dir"]
+    assert names == ["profile", "data_root", "out_dir", "seed", "overrides", *own]
     for cell in code:
         assert len(cell.source.splitlines()) < 30
         for word in ("sys.path", "!", "%", "subprocess", "wsss_nb.stages", "wsss_nb.models", "torch"):

@@ -190,8 +190,8 @@ def test_table_sweep(run, changed):
 
 def test_table_cost(run):
     frame = table_cost(run).frame.set_index("step")
-    assert frame.loc["CAM network, SEAM", "seconds"] == pytest.approx(21)
-    assert frame.loc["CAM network, SEAM", "seconds_sd"] == pytest.approx(1)
+    assert frame.loc["CAMs, SEAM", "seconds"] == pytest.approx(21)
+    assert frame.loc["CAMs, SEAM", "seconds_sd"] == pytest.approx(1)
     assert frame.loc["DeepLab-v1 (SEAM)", "peak_memory_mb"] == 700
     assert frame.loc["AffinityNet", "runs"] == 3
 
@@ -232,7 +232,7 @@ def test_protocol_box_comes_with_every_form(run):
     table = table_1(run)
     assert table.notes[0].startswith("Paper: Jonnarth and Felsberg, ICASSP 2022. VOC 2012 val, ResNet-38")
     assert table.notes[-1].startswith("Protocol: val split, 2 images")
-    assert "DeepLab-v1 of SEAM, DeepLab-v1: background rule network, CRF (iterations 1" in table.notes[-1]
+    assert "DeepLab-v1, DeepLab-v1 of SEAM: background rule network, CRF (iterations 1" in table.notes[-1]
     for note in table.notes:
         assert f"> {note}" in table.to_markdown()
         assert note in table.styled().to_html().replace("&#x27;", "'")
@@ -329,12 +329,12 @@ def test_csv_is_byte_identical_and_reads_back(run_dir):
 
 def test_save_table_writes_each_form_and_a_manifest(run, tmp_path):
     paths = save_table(table_1(run), tmp_path, {"run": "quick"})
-    assert sorted(paths) == ["csv", "json", "md", "tex"]
+    assert sorted(paths) == ["csv", "json", "md", "npz", "tex"]
     manifest = json.loads(paths["json"].read_text())
     assert manifest["run"] == "quick"
     assert manifest["shows_images"] is False
     assert "Protocol: val split" in manifest["protocol"]
-    assert sorted(manifest["files"]) == ["table_1.csv", "table_1.md", "table_1.tex"]
+    assert sorted(manifest["files"]) == ["table_1.csv", "table_1.md", "table_1.npz", "table_1.tex"]
     for file, digest in manifest["files"].items():
         assert hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() == digest
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths.values())
@@ -346,7 +346,7 @@ def test_save_table_writes_each_form_and_a_manifest(run, tmp_path):
 def test_make_table_removes_what_the_run_no_longer_backs(run, changed, tmp_path):
     folder = tmp_path / "figures"
     assert make_table("table_sweep", run, folder, {}).name == "table_sweep"
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 5
     with pytest.raises(NotInRun, match="expected CAM variants, got none"):
         make_table("table_sweep", changed(nothing), folder, {})
     assert list(folder.iterdir()) == []

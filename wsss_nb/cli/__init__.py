@@ -1,4 +1,4 @@
-"""The command line: ``wsss-nb run | sweep | train | evaluate | data | benchmark``."""
+"""The command line: ``wsss-nb run | sweep | train | evaluate | submit | verify | course | data | benchmark``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ COMMANDS = {
     "run": ("experiment", "add_run", "execute the notebooks of a profile, only what changed"),
     "sweep": ("experiment", "add_sweep", "train the CAM networks of Figure 2: lambda x FSL x seed"),
     "train": ("experiment", "add_train", "train one stage: cam, affinitynet or deeplab"),
-    "evaluate": ("evaluate", "add_evaluate", "score a folder of label maps"),
+    "evaluate": ("evaluate", "add_evaluate", "score a checkpoint or a folder of label maps"),
+    "submit": ("submit", "add_submit", "pack label maps for VOC's evaluation server"),
+    "verify": ("verify", "add_verify", "check figures and tables against the arrays beside them"),
+    "course": ("course", "add_course", "lessons for students, without the solutions, and for the teacher"),
     "data": ("data", "add_data", "make, convert and check data sets"),
     "benchmark": ("benchmark", "add_benchmark", "measure the method's core against straightforward versions"),
 }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsss_nb.cli.parser import Parser, fraction, fractions, positive, words
+from wsss_nb.cli.parser import Parser, fraction, fractions, limits, words
 
 if TYPE_CHECKING:
     from wsss_nb.experiment.pipeline import Run
@@ -51,10 +51,17 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-outputs", action="store_true", help="put the outputs into the notebooks themselves"
     )
-    parser.add_argument("--timeout", type=positive, metavar="MINUTES", help="limit for each notebook")
+    parser.add_argument(
+        "--timeout", type=limits, default={}, metavar="MINUTES|04=MINUTES,...",
+        help="limit for each notebook, or for some of them",
+    )  # fmt: skip
     parser.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="set a parameter of the notebooks that have it",
+    )  # fmt: skip
+    parser.add_argument(
+        "-f", dest="parameter_files", action="append", default=[], metavar="FILE.yaml",
+        help="set such parameters from a file; -p goes before it",
     )  # fmt: skip
     parser.set_defaults(handler=_run)
 
@@ -114,25 +121,29 @@ def _open(options: argparse.Namespace, profile: Profile) -> Run:
 
 def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.notebooks import keep_outputs
+    from wsss_nb.experiment.options import parameters_in
     from wsss_nb.experiment.provenance import COMMAND, command_line, write_manifest
     from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
     from wsss_nb.experiment.state import run_lock
 
     profile = _profile(options)
+    from_files = {
+        name: value for path in options.parameter_files for name, value in parameters_in(path).items()
+    }
     request = RunRequest(
         profile,
         options.out,
         " ".join(options.overrides),
         options.data,
-        dict(options.parameters),
+        {**from_files, **dict(options.parameters)},
         options.only,
+        {name: 60 * minutes for name, minutes in options.timeout.items()},
     )
     plan = plan_run(Path(options.notebooks) if options.notebooks else NOTEBOOKS, request)
     os.environ[COMMAND] = command_line()
     with run_lock(options.out):
         data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None
-        timeout = None if options.timeout is None else 60 * options.timeout
-        outcomes = run_notebooks(plan, timeout=timeout)
+        outcomes = run_notebooks(plan)
         failed = [outcome for outcome in outcomes if outcome.status in {"failed", "waits"}]
         if not failed:
             if plan.needs_data:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from wsss_nb.errors import InputError
 
-__all__ = ["Parser", "fraction", "fractions", "positive", "words"]
+__all__ = ["Parser", "fraction", "fractions", "limits", "positive", "words"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +46,17 @@ def positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text}")
     return value
+
+
+def limits(text: str) -> dict[str, float]:
+    """Minutes for every notebook, for some, or both: "30", "04=60", "30,04=60"; the key "" stands for the others."""
+    found: dict[str, float] = {}
+    for word in text.split(","):
+        name, equals, minutes = word.rpartition("=")
+        if name in found or (equals and not name):
+            raise argparse.ArgumentTypeError(f"expected MINUTES or NOTEBOOK=MINUTES, each once, got {text}")
+        found[name] = positive(minutes)
+    return found
 
 
 def words(text: str) -> tuple[str, ...]:

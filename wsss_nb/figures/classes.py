@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,6 +65,7 @@ def _plot_per_class(arrays: Arrays) -> Figure:
     single = scalar(arrays, "width") == "single"
     counts = [int((arrays["series"] == name).sum()) for name in names]
     extra = f"{'Mean ± s.d. of ' if max(counts) > 1 else ''}{seeds_text(counts)}."
+    extra += " The background has no contour score."
     extra += _left_out(len(arrays["classes"]) - len(shown))
     step = 0.17 + 0.012 * max(0, len(names) - 3) if len(classes) <= 25 else 0.135
     body = 0.55 + step * max(len(classes), 4)
@@ -128,9 +130,17 @@ def _plot_confusion(arrays: Arrays) -> Figure:
     extra += _left_out(len(arrays["classes"]) - k)
     size = 7 if k <= 12 else 6 if k <= 25 else 4.2
     longest = max(map(len, classes))
-    upright = 0.62 * size * longest > 72 * (width - 1.6 - 0.0086 * size * longest) / k
-    below = 0.0086 * size * longest if upright else 0.15
-    figure, _ = begin(arrays, min(6.0, max(1.1, 0.2 * k)) + 0.7 + below, extra=extra)
+    pitch = 72 * (width - 1.6 - 0.0086 * size * longest) / k  # points for each column
+    upright = 0.62 * size * longest > pitch
+    below, every = classes, 1
+    if pitch < 1.1 * size:  # names would run into each other
+        below = [str(number) for number in range(k)]
+        classes = [f"{name} {number}" for number, name in enumerate(classes)]
+        every = math.ceil(1.1 * size / pitch)
+        extra += " Columns have their rows' numbers."
+    foot = 0.0086 * size * max(map(len, below)) if upright else 0.15
+    tallest = 6.0 if width > WIDTHS["single"] else 4.0
+    figure, _ = begin(arrays, min(tallest, max(1.1, 0.2 * k)) + 0.7 + foot, extra=extra)
     axes = figure.subplots()
     total = counts.sum(axis=1, keepdims=True)
     share = np.where(total > 0, 100 * counts / np.maximum(total, 1), np.nan)
@@ -147,7 +157,8 @@ def _plot_confusion(arrays: Arrays) -> Figure:
         linecolor="0.5",
         cbar_kws={"label": "share [%]"},
     )
-    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=90 if upright else 0, fontsize=size)
+    places = np.arange(0, k, every)
+    axes.set_xticks(places + 0.5, [below[i] for i in places], rotation=90 if upright else 0, fontsize=size)
     axes.set_yticks(np.arange(k) + 0.5, classes, rotation=0, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -237,10 +248,11 @@ def _collect_cost(run: Run) -> Arrays:
     rows: list[tuple[str, int, Cost]] = []
     for cam in sorted(run.results.cam, key=_variant_order):
         if cam.cost is not None:
-            rows.append((f"CAM network, {variant_title(cam, run.pooling)}", cam.seed, cam.cost))
+            rows.append((f"CAMs, {variant_title(cam, run.pooling)}", cam.seed, cam.cost))
     known = {cam.variant for cam in run.results.cam if cam.cost is not None}
+    later = sorted(run.results.stages, key=lambda entry: (entry.method == "seam", entry.variant, entry.seed))
     for stage in STAGES:
-        for entry in run.results.stages:
+        for entry in later:
             if (
                 entry.stage == stage
                 and entry.cost is not None
@@ -312,4 +324,4 @@ coverage = FigureSpec(
     _collect_coverage,
     _plot_coverage,
 )
-cost = FigureSpec("cost", "Time and memory of each stage", _collect_cost, _plot_cost)
+cost = FigureSpec("cost", "Time and memory of each stage", _collect_cost, _plot_cost, measured=True)

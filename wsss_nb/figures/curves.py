@@ -107,6 +107,9 @@ def _plot_figure_2(arrays: Arrays) -> Figure:
         highest = np.concatenate([arrays[key], arrays[f"baseline_{key}"], [paper]]).max()
         axes.set_ylim(0, 1.1 * highest)
         axes.set_xlim(-0.05, 1.05)
+        swept = np.unique(arrays["lambda"])
+        if len(swept) <= 6:
+            axes.set_xticks(swept, [f"{value:g}" for value in swept])
         if index == 1 or not single:
             axes.set_xlabel("λ, weight of the sampling term (Eq. 5)")
     top_legend(figure, panels[0])
@@ -303,7 +306,6 @@ figure_2 = FigureSpec(
     "Area mIoU and contour F-score against lambda, with and without the feature similarity loss",
     _collect_figure_2,
     _plot_figure_2,
-    widths=("double", "single"),
 )
 mu_sigma = FigureSpec("mu_sigma", "Paths of the learned mu and sigma", _collect_mu_sigma, _plot_mu_sigma)
 background_threshold = FigureSpec(

@@ -33,7 +33,7 @@ from wsss_nb.results import CamResult, NotInRun, Run, StageResult
 __all__ = ["figure_1", "figure_3", "gallery"]
 
 _Column = tuple[str, Callable[[str], npt.NDArray[Any]] | None]  # title and reader, or None: was not run
-_GAP, _LABEL = 0.05, 0.17  # inches between panels, and for a row's class names
+_GAP, _LABEL = 0.05, 0.19  # inches between panels, and for a row's class names
 _ACTIVATIONS = "cividis"
 
 
@@ -190,7 +190,7 @@ def _plot_panels(arrays: Arrays) -> Figure:
     width = WIDTHS[scalar(arrays, "width")]
     groups = arrays["groups"].tolist() if "groups" in arrays else []
     order = np.arange(rows)[:, None]  # index of each picture row by (line, block)
-    if groups:  # the groups stand side by side
+    if groups and width > WIDTHS["single"]:  # the groups stand side by side
         order = np.arange(rows).reshape(len(set(groups)), -1).T
     lines, across = order.shape
     label = _LABEL
@@ -204,21 +204,17 @@ def _plot_panels(arrays: Arrays) -> Figure:
     titles = columns if groups else [f"({chr(ord('a') + i)}) {title}" for i, title in enumerate(columns)]
     titles, title_size = _column_titles(titles, cell)
     head = 0.06 + 0.018 * title_size * (1 + max(title.count("\n") for title in titles))
-    head += 0.12 if groups else 0.0
+    head += 0.14 if across > 1 else 0.0
     height = head + sum(heights) + _GAP * lines + 0.06 + scale + legend
     figure, foot = begin(arrays, height, extra=scalar(arrays, "chosen"), layout=False)
     total = figure.get_size_inches()[1]
     top = total - head
-    names = [_row_name(arrays, row) for row in range(rows)]
-    longest = max(1, *map(len, names))
-    size = float(np.clip(72 * min(heights) / (0.62 * longest), 3.5, 6.5))
-    fit = int(72 * min(heights) / (0.62 * size))
-    names = [name if len(name) <= fit else f"{name[: fit - 1]}…" for name in names]
+    names, size = _row_names(arrays, groups if across == 1 else [], min(heights))
     for line, indices in enumerate(order):
         for block, index in enumerate(indices):
             left = 0.03 + block * (width - 0.05) / across
-            if groups and line == 0:
-                figure.text(left / width, (total - 0.02) / total, groups[index], va="top", fontweight="bold")
+            if across > 1 and line == 0:
+                figure.text(left / width, (total - 0.04) / total, groups[index], va="top", fontweight="bold")
             for column, title in enumerate(titles):
                 x = left + label + column * (cell + _GAP)
                 axes = figure.add_axes(
@@ -228,7 +224,7 @@ def _plot_panels(arrays: Arrays) -> Figure:
                 if line == 0:
                     axes.set_title(title, fontsize=title_size, pad=2.5, linespacing=1.1)
                 if column == 0:
-                    axes.set_ylabel(names[index], fontsize=size, labelpad=2)
+                    axes.set_ylabel(names[index], fontsize=size, labelpad=1.5, linespacing=1.0)
         top -= heights[line] + _GAP
     class_legend(figure, labels, classes, bottom=foot + 0.01)
     if has_scale:
@@ -241,7 +237,8 @@ def _column_titles(columns: Sequence[str], cell: float) -> tuple[list[str], floa
     longest = max(map(len, columns))
     size = float(np.clip(72 * cell / (0.56 * longest), 5.5, 7.5))
     fit = max(8, int(72 * cell / (0.56 * size)))
-    return ["\n".join(textwrap.wrap(title, fit)) for title in columns], size
+    whole = [title.replace(" = ", "\xa0=\xa0") for title in columns]
+    return ["\n".join(textwrap.wrap(title, fit, break_long_words=False)) for title in whole], size
 
 
 def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int) -> None:
@@ -290,10 +287,25 @@ def _number_regions(axes: Axes, label_map: npt.NDArray[np.uint8]) -> None:
         text.set_path_effects([withStroke(linewidth=0.9, foreground="0.15")])
 
 
-def _row_name(arrays: Arrays, row: int) -> str:
+def _row_names(arrays: Arrays, groups: Sequence[str], height: float) -> tuple[list[str], float]:
+    """The classes of each row's image, in at most two lines that fit ``height`` inches, and their size."""
     classes = arrays["classes"]
-    mask = arrays[f"panel_{row}_{len(arrays['columns']) - 1}"]
-    return " + ".join(str(classes[label]) for label in np.unique(mask) if 0 < label < len(classes))
+    rows = []
+    for row in range(len(arrays["names"])):
+        mask = arrays[f"panel_{row}_{len(arrays['columns']) - 1}"]
+        found = [str(classes[label]) for label in np.unique(mask) if 0 < label < len(classes)]
+        rows.append([*groups[row : row + 1], " + ".join(found)])
+    longest = max(1, *(len(line) for lines in rows for line in lines))
+    if not groups and 0.62 * 6 * longest > 72 * height:  # does not fit at 6 points
+        for lines in rows:
+            first, plus, rest = lines[0].partition(" + ")
+            lines[:] = [f"{first} +", rest] if plus else [first]
+        longest = max(1, *(len(line) for lines in rows for line in lines))
+    deep = max(map(len, rows)) > 1
+    size = float(np.clip(72 * height / (0.62 * longest), 3.8, 5.5 if deep else 6.5))
+    fit = int(72 * height / (0.62 * size))
+    cut = [[line if len(line) <= fit else f"{line[: fit - 1]}…" for line in lines] for lines in rows]
+    return ["\n".join(lines) for lines in cut], size
 
 
 def _labels_shown(arrays: Arrays) -> list[int]:

@@ -30,7 +30,8 @@ class FigureSpec:
         plot: picture of the arrays.
         shows_images: whether images of the data set can be seen in it (then it may not be published
             unless the images are ours).
-        widths: the sizes it is saved in.
+        measured: whether it shows times or memory, which no two runs share.
+        widths: the sizes it is saved in; files of the first have the plain name.
     """
 
     name: str
@@ -38,7 +39,8 @@ class FigureSpec:
     collect: Callable[..., Arrays]
     plot: Callable[[Arrays], Figure]
     shows_images: bool = False
-    widths: tuple[Width, ...] = ("double",)
+    measured: bool = False
+    widths: tuple[Width, ...] = ("double", "single")
 
     def __call__(self, run: Run, *, width: Width = "double", **options: Any) -> Drawing:
         """Draw the figure of a run.
@@ -58,10 +60,16 @@ class FigureSpec:
         """
         if width not in WIDTHS:
             raise ValueError(f"width: expected one of {sorted(WIDTHS)}, got {width!r}")
-        arrays = self.collect(run, **options)
-        arrays["figure"] = np.array(self.name)
-        arrays["width"] = np.array(width)
+        return self.draw(self.collect(run, **options), width)
+
+    def draw(self, collected: Arrays, width: Width) -> Drawing:
+        """The figure in one size, and its arrays with name and size among them."""
+        arrays = {**collected, "figure": np.array(self.name), "width": np.array(width)}
         return self.redraw(arrays), arrays
+
+    def file_name(self, width: str) -> str:
+        """Name of its files in one size, without suffix."""
+        return self.name if width == self.widths[0] else f"{self.name}_{width}"
 
     def redraw(self, arrays: Arrays) -> Figure:
         """The same picture from its arrays alone."""

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from wsss_nb.data.palette import IGNORE, voc_colormap
-from wsss_nb.published import STAGE_TITLES
+from wsss_nb.published import STAGE_TITLES, STAGES
 from wsss_nb.results import CamResult, Run, StageResult
 
 __all__ = [
@@ -251,7 +251,7 @@ def shared_protocol(entries: Sequence[CamResult | StageResult], run: Run) -> str
         'Protocol: val split, 150 images, scales 1; CAMs: no CRF; DeepLab-v1: CRF.'
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
+    for entry in sorted(entries, key=_protocol_order):  # whichever was scored first
         groups.setdefault(_protocol_title(entry), []).append(entry.scores.protocol)
     everything = [protocol for group in groups.values() for protocol in group]
     keys = [key for key in dict.fromkeys(key for p in everything for key in p) if key not in _UNTOLD]
@@ -274,6 +274,11 @@ def shared_protocol(entries: Sequence[CamResult | StageResult], run: Run) -> str
     parts = [describe_protocol(common)]
     parts += [f"{', '.join(titles)}: {text}" for text, titles in differing.items() if text]
     return f"Protocol: {'; '.join(part for part in parts if part)}."
+
+
+def _protocol_order(entry: CamResult | StageResult) -> tuple[object, ...]:
+    stage = -1 if isinstance(entry, CamResult) else STAGES.index(entry.stage)
+    return (stage, entry.method == "seam", entry.variant, entry.seed)
 
 
 def _protocol_title(entry: CamResult | StageResult) -> str:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from wsss_nb.errors import InputError
-from wsss_nb.figures.registry import remove_files
-from wsss_nb.files import atomic_path, sha256_file, write_json
+from wsss_nb.figures.store import remove_files, write_set
 from wsss_nb.results import Run
 from wsss_nb.tables.content import table_1, table_2, table_cost, table_sweep
 from wsss_nb.tables.layout import Column, Table
 
 __all__ = [
+    "MEASURED",
     "TABLES",
     "Column",
     "Table",
@@ -33,7 +33,7 @@ __all__ = [
     "table_sweep",
 ]
 
-_SUFFIXES = ("csv", "md", "tex", "json")
+_SUFFIXES = ("csv", "md", "tex", "npz", "json")
 
 TABLES: dict[str, Callable[[Run], Table]] = {
     "table_1": table_1,
@@ -43,34 +43,29 @@ TABLES: dict[str, Callable[[Run], Table]] = {
 }
 """Every table by name, in the order of notebook 08."""
 
+MEASURED = frozenset({"table_cost"})
+"""Tables of times and memory, which no two runs share."""
+
 
 def save_table(table: Table, folder: str | Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
-    """Write a table as CSV, Markdown and LaTeX with a manifest; the manifest comes last.
+    """Write a table as CSV, Markdown and LaTeX, its numbers at full precision as npz, and a manifest.
 
     Returns:
-        The files by suffix: csv, md, tex, json.
+        The files by suffix: csv, md, tex, npz, json.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    folder = Path(folder)
-    paths = {suffix: folder / f"{table.name}.{suffix}" for suffix in _SUFFIXES}
-    remove_files([paths["json"]])
-    texts = {"csv": table.to_csv(), "md": table.to_markdown(), "tex": table.to_latex()}
-    for suffix, text in texts.items():
-        with atomic_path(paths[suffix]) as temporary:
-            temporary.write_bytes(text.encode())
     facts = {
         **manifest,
-        "name": table.name,
+        "table": table.name,
         "title": table.caption,
         "shows_images": False,
+        "measured": table.name in MEASURED,
         "note": table.note,
         "protocol": " ".join(table.notes),
-        "files": {paths[suffix].name: sha256_file(paths[suffix]) for suffix in texts},
     }
-    write_json(paths["json"], facts)
-    return paths
+    return write_set(folder, table.name, table.files(), table.arrays(), facts)
 
 
 def make_table(name: str, run: Run, folder: str | Path, manifest: Mapping[str, Any]) -> Table:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 __all__ = ["Column", "Table"]
 
 Kind = Literal["text", "number", "signed", "count", "share"]
+_FIELDS = ("key", "header", "kind", "group")  # of a column
 _MINUS = "\N{MINUS SIGN}"
 _FORMATS: dict[Kind, str] = {"number": "{:.1f}", "signed": "{:+.1f}", "count": "{:.0f}", "share": "{:.2f}"}
 
@@ -49,6 +52,49 @@ class Table:
     notes: tuple[str, ...]
     bold: frozenset[tuple[int, str]] = frozenset()
     note: str = ""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything the table is made of, numbers at full precision; `from_arrays` undoes it."""
+        texts = {
+            **{name: [getattr(column, name) for column in self.columns] for name in _FIELDS},
+            "notes": list(self.notes),
+            "bold_key": [key for _, key in sorted(self.bold)],
+        }
+        made: dict[str, npt.NDArray[Any]] = {
+            **{name: np.array(getattr(self, name)) for name in ("name", "caption", "note")},
+            **{name: np.array(values, dtype=np.str_) for name, values in texts.items()},
+            "bold_row": np.array([row for row, _ in sorted(self.bold)], dtype=np.int64),
+        }
+        for column in self.columns:
+            values = self.frame[column.key]
+            text = column.kind == "text"
+            made[f"column_{column.key}"] = values.to_numpy(dtype=np.str_) if text else values.to_numpy()
+        return made
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Table:
+        """The table of `arrays`.
+
+        Raises:
+            KeyError, ValueError: the arrays are not those of a table.
+        """
+        fields = zip(*(arrays[name].tolist() for name in _FIELDS), strict=True)
+        columns = tuple(Column(*values) for values in fields)
+        bold = zip(arrays["bold_row"].tolist(), arrays["bold_key"].tolist(), strict=True)
+        return cls(
+            name=str(arrays["name"][()]),
+            caption=str(arrays["caption"][()]),
+            frame=pd.DataFrame({column.key: arrays[f"column_{column.key}"] for column in columns}),
+            columns=columns,
+            notes=tuple(arrays["notes"].tolist()),
+            bold=frozenset(bold),
+            note=str(arrays["note"][()]),
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """The table as CSV, Markdown and LaTeX, by suffix."""
+        texts = {"csv": self.to_csv(), "md": self.to_markdown(), "tex": self.to_latex()}
+        return {suffix: text.encode() for suffix, text in texts.items()}
 
     def cells(self) -> list[list[str]]:
         """The table as text, row by row; empty where nothing was run."""
