@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Triton, whose interpreter stands in for a GPU, exists for Linux only.
+collect_ignore_glob = [] if sys.platform == "linux" else ["test_triton_*.py"]
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own in which Triton's kernels run on the CPU: no other test shall meet them."""
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"):
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool.submit(int).result()  # starts the process
+    yield pool
+    pool.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -30,10 +30,22 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports go from right to left: a unit may import its own layer and those before it.
 LAYERS = (
     {"__init__", "errors", "files", "config", "code_version", "workers"},
-    {"cam", "sampling", "similarity", "crf", "affinity", "pseudo_labels", "metrics", "_pairwise"},
+    {
+        "cam",
+        "sampling",
+        "similarity",
+        "crf",
+        "affinity",
+        "pseudo_labels",
+        "metrics",
+        "coverage",
+        "_pairwise",
+        "_triton",
+    },
     {"models", "data"},
     {"stages"},
-    {"experiment", "figures", "tables", "results", "published", "widgets", "checks", "course"},
+    {"experiment", "figures", "tables", "results", "published", "widgets", "checks", "course", "verify"},
+    {"benchmarks"},
     {"cli"},
 )
 

@@ -27,6 +27,7 @@ TILE = 64  # pixels per tile, also the rows of a tensor-core product
 LONGEST_REACH = 1900  # pixels: coordinates relative to a tile have to be integers that TF32 holds, up to 2048
 REACH = 6.0  # kernel widths beyond which a Gaussian counts as 0: exp(-18) is below float32's resolution
 _LISTED = 2**26  # tile pairs examined at a time
+_LAUNCH = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}  # a * b + c as one instruction
 
 
 @triton.jit
@@ -212,10 +213,10 @@ def pair_sums(
     narrow, peak = math.log2(math.e) / (2 * sigma**2), 0.5 / (math.pi * sigma**2)
     sizes = {"C": image.shape[1], "TH": tile_h, "TW": tile_w, "KC": width}
     with torch.cuda.device_of(cam):
-        _similarity_pack[grid](cam, image, maps, colours, K, H, W, **sizes)
+        _similarity_pack[grid](cam, image, maps, colours, K, H, W, **sizes, **_LAUNCH)
         _similarity_kernel[grid](
             maps, colours, d_cam, sums, K, H, W, c, narrow, peak, reach,
-            **sizes, PJ=TILE // 2 if with_scalars else TILE, SCALARS=with_scalars, num_warps=4, num_stages=2,
+            **sizes, PJ=TILE // 2 if with_scalars else TILE, SCALARS=with_scalars, **_LAUNCH,
         )  # fmt: skip
     value, slope, spread = (peak * sums.sum(dim=(0, 1, 2), dtype=torch.float64)).unbind()
     if not with_scalars:
@@ -298,7 +299,7 @@ class GaussianSum:
         with torch.cuda.device_of(values):
             _gaussian_kernel[(len(self.first) - 1,)](
                 self.features, padded, self.first, self.near, sums, len(padded),
-                P=TILE, C=padded.shape[1], num_warps=4, num_stages=2,
+                P=TILE, C=padded.shape[1], **_LAUNCH,
             )  # fmt: skip
         result = torch.empty_like(values)
         result.view(K, N).T[self.order] = sums[:N, :K]

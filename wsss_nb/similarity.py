@@ -266,18 +266,23 @@ class _FeatureSimilarity(torch.autograd.Function):
             form = pairwise_form(
                 cam.to(dtype), image.to(cam.device, dtype), mu.item(), sigma.item(), with_scalars
             )
-        ctx.save_for_backward(
-            (scale * form.d_cam).to(cam.dtype),
-            (scale * form.d_mu).to(mu).view_as(mu),
-            (scale * form.d_sigma).to(sigma).view_as(sigma),
+        # Numbers nobody asked for stay where they are: bringing them to mu's device would wait for the GPU.
+        d_mu, d_sigma = (
+            (scale * derivative).to(value).view_as(value) if with_scalars else torch.zeros_like(value)
+            for derivative, value in ((form.d_mu, mu), (form.d_sigma, sigma))
         )
+        ctx.save_for_backward((scale * form.d_cam).to(cam.dtype), d_mu, d_sigma)
         return (scale * form.value).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_cam, d_mu, d_sigma = ctx.saved_tensors
-        return grad.to(d_cam) * d_cam, None, grad.to(d_mu) * d_mu, grad.to(d_sigma) * d_sigma, None
+        cam, _, mu, sigma, _ = ctx.needs_input_grad
+        d_cam, d_mu, d_sigma = (
+            grad.to(derivative) * derivative if needed else None
+            for derivative, needed in zip(ctx.saved_tensors, (cam, mu, sigma), strict=True)
+        )
+        return d_cam, None, d_mu, d_sigma, None
 
 
 def _bounded(initial: Tensor, raw: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -300,7 +305,7 @@ def _at_map_size(image: Tensor, B: int, H: int, W: int) -> Tensor:
         raise ValueError(
             f"image: expected floats (B, 3, h, w), B = {B}, got {image.dtype} {tuple(image.shape)}"
         )
-    low, high = (value.item() for value in torch.aminmax(image.detach()))
+    low, high = torch.stack(torch.aminmax(image.detach())).tolist()
     if not (low >= -1e-4 and high <= 1 + 1e-4):
         raise ValueError(f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
     h, w = image.shape[2:]

@@ -1,0 +1,224 @@
+"""When the fused kernels are chosen, that all works without them, and that they compile for GPUs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from test_crf import scene
+from test_similarity import assert_equal, example, oracle, ours
+
+import wsss_nb
+from wsss_nb._pairwise import fused_kernels
+from wsss_nb.benchmarks import gpu
+from wsss_nb.crf import CRFConfig, dense_crf_torch
+from wsss_nb.similarity import feature_similarity_loss
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The answer is kept otherwise; and a kernel module loaded before would be found in spite of all."""
+    fused_kernels.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delattr(wsss_nb, "_triton", raising=False)
+    monkeypatch.delitem(sys.modules, "wsss_nb._triton", raising=False)
+    yield monkeypatch
+    monkeypatch.undo()
+    fused_kernels.cache_clear()
+
+
+def test_on_a_cpu_nothing_of_triton_is_even_imported():
+    code = """
+import sys, numpy as np, torch
+from wsss_nb.crf import dense_crf_torch
+from wsss_nb.similarity import feature_similarity_loss
+feature_similarity_loss(torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4), 2.5, 1.0)
+dense_crf_torch(np.zeros((4, 4, 3), np.uint8), np.full((2, 4, 4), 0.5))
+sys.exit('triton' in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_without_triton_the_torch_operators_do_the_work(asked_anew):
+    asked_anew.setitem(sys.modules, "triton", None)
+    assert fused_kernels(CPU) is None
+    cam, image = example(0, 1, 3, 6, 7, dtype=torch.float32)
+    assert_equal(ours(cam, image, 2.5, 2.0), oracle(cam, image, 2.5, 2.0), rtol=1e-5)
+    photograph, scores = scene()
+    config = CRFConfig(iterations=1)
+    np.testing.assert_array_equal(
+        dense_crf_torch(photograph, scores, config), dense_crf_torch(photograph, scores, config, cell=1)
+    )
+
+
+def test_kernels_that_do_not_run_are_named_in_one_warning(asked_anew):
+    def probe(device: torch.device) -> None:
+        raise RuntimeError("no C compiler")
+
+    broken = SimpleNamespace(probe=probe)
+    asked_anew.setattr(wsss_nb, "_triton", broken, raising=False)
+    asked_anew.setitem(sys.modules, "wsss_nb._triton", broken)
+    cam, image = example(0, 1, 2, 3, 3, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="Triton kernels do not run on cpu, .*: no C compiler") as caught:
+        losses = [feature_similarity_loss(cam, image, 2.5, 2.0) for _ in range(2)]
+    assert len(caught) == 1 and torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hip", "capability", "expected"),
+    [
+        ("cuda", None, (9, 0), True),
+        ("cuda", None, (8, 0), True),
+        ("cuda", None, (7, 5), False),
+        ("cuda", "6.2", (9, 4), False),
+        ("cpu", None, (9, 0), False),
+    ],
+)
+def test_which_devices_have_the_tensor_cores(asked_anew, kind, hip, capability, expected):
+    asked_anew.delenv("TRITON_INTERPRET")
+    asked_anew.setattr(torch.version, "hip", hip)
+    asked_anew.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    probed = []
+    working = SimpleNamespace(probe=probed.append)
+    asked_anew.setattr(wsss_nb, "_triton", working, raising=False)
+    device = torch.device(kind)
+    assert fused_kernels(device) is (working if expected else None)
+    assert probed == ([device] if expected else [])
+
+
+# --- compilation, which needs no GPU
+
+
+def compiled(capability: int, columns: int, learned: bool) -> list[tuple[str, int, str]]:
+    """Name, bytes of shared memory and assembly of the kernels for a GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from wsss_nb import _triton
+
+    sizes = {"C": 3, "TH": 8, "TW": 8, "KC": columns}
+    variants = [
+        (_triton._similarity_pack, sizes),
+        (_triton._similarity_kernel, {**sizes, "PJ": 32 if learned else 64, "SCALARS": learned}),
+        (_triton._gaussian_kernel, {"P": 64, "C": columns}),
+    ]
+    scalars = {
+        "c": "fp32",
+        "narrow": "fp32",
+        "peak": "fp32",
+        "reach": "fp32",
+        "first": "*i64",
+        "near": "*i32",
+    }
+    found = []
+    for kernel, constants in variants:
+        signature = {
+            name: "constexpr"
+            if name in constants
+            else scalars.get(name, "i32" if name in "KHWN" else "*fp32")
+            for name in kernel.arg_names
+        }
+        source = ASTSource(kernel, signature=signature, constexprs=constants)
+        target = GPUTarget("cuda", capability, 32)
+        binary = triton.compile(source, target=target, options=_triton._LAUNCH)
+        found.append((kernel.__name__, binary.metadata.shared, binary.asm["ptx"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("capability", "columns", "learned", "shared"), [(90, 32, True, 227), (80, 16, False, 163)]
+)
+def test_kernels_compile_for_gpus_and_use_tensor_cores(tmp_path, capability, columns, learned, shared):
+    without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with mock.patch.dict(os.environ, {**without, "TRITON_CACHE_DIR": str(tmp_path)}, clear=True):
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        job = pool.submit(compiled, capability, columns, learned)
+    with pool:
+        kernels = job.result()
+    assert [name for name, _, _ in kernels] == ["_similarity_pack", "_similarity_kernel", "_gaussian_kernel"]
+    for name, used, assembly in kernels:
+        assert used <= shared * 1024, name
+        products = re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync\.aligned\.\S*tf32\S*", assembly)
+        assert bool(products) == (name != "_similarity_pack"), name
+        assert not re.search(r"\b(atom|red)\.global", assembly), name  # same input, same bits
+
+
+# --- benchmark
+
+
+def test_without_a_gpu_the_benchmark_says_so_and_ends_with_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--json", str(tmp_path / "gpu.json")]) == 2
+    message = capsys.readouterr()
+    assert message.err == f"device: expected a CUDA device, got none (torch {torch.__version__})\n"
+    assert not message.out and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--repeats", "0"])
+    assert end.value.code == 2 and "--repeats: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_operations_are_counted():
+    """K 21, RGB: delta 5, f 8, w 7, M 1, its product with 23 columns 46; g the same again, two sums 8."""
+    assert gpu.operations_per_pair(21) == 67
+    assert gpu.operations_per_pair(21, learned=True) == 121
+
+
+def small_run(path: Path) -> tuple[int, str]:
+    """The whole command in the interpreting process, which stands in for a GPU."""
+    import contextlib
+    import io
+
+    text = io.StringIO()
+    small = {"B": 1, "K": 3, "SIZE": 16, "HEIGHT": 6, "WIDTH": 9}
+    with (
+        mock.patch.multiple(gpu, **small, matrix_product_rate=lambda device: 1e12),
+        mock.patch.multiple(
+            torch.cuda,
+            is_available=lambda: True,
+            current_device=lambda: 0,
+            get_device_name=lambda device: "GPU",
+        ),
+        mock.patch.object(torch, "device", lambda *arguments: CPU),
+        contextlib.redirect_stdout(text),
+    ):
+        return gpu.main(["--repeats", "1", "--json", str(path)]), text.getvalue()
+
+
+def test_the_benchmark_checks_its_numbers_and_reports(interpreter, tmp_path):
+    code, text = interpreter.submit(small_run, tmp_path / "gpu.json").result()
+    assert code == 0
+    from wsss_nb.files import read_json
+
+    report = read_json(tmp_path / "gpu.json")
+    fixed, learned, crf = report["rows"]
+    for row in report["rows"]:
+        assert 0 < row["error"] < 1e-5
+        assert row["operations"] > 0 and row["share_of_limit"] > 0 and "manifest" in report
+    pairs = 256**2  # all of a 16x16 map lie within the window
+    assert fixed["operations"] == pairs * gpu.operations_per_pair(3)
+    assert learned["operations"] == pairs * gpu.operations_per_pair(3, learned=True)
+    assert crf["operations"] == 64**2 * (10 * (15 + 6) + 17)
+    assert crf["labels_that_agree"] > 0.5 and crf["met"] == (crf["seconds"] <= 1)
+    lines = text.splitlines()
+    assert lines[0].startswith("GPU, torch") and {line.count("|") for line in lines[1:]} == {12}
+
+
+def test_the_rate_of_a_matrix_product():
+    before = torch.get_float32_matmul_precision()
+    assert 1e6 < gpu.matrix_product_rate(CPU, size=64) < 1e16
+    assert torch.get_float32_matmul_precision() == before
