@@ -382,7 +382,7 @@ def test_a_killed_sweep_of_two_workers_ends_as_one_workers(world: World, tmp_pat
     command = [sys.executable, "-m", "wsss_nb.cli", "sweep", "--out", str(out), *more]
     environment = os.environ | {"WSSS_NB_HEADLESS": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list(out.glob("cam/*/seed0/model/checkpoint.pt")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)

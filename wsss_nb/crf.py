@@ -140,7 +140,7 @@ def dense_crf(
     config = CRFConfig(
         iterations, bilateral_sxy, bilateral_srgb, bilateral_compat, gaussian_sxy, gaussian_compat
     )
-    backend, checked = _resolve(backend), _checked(image, probabilities, config)
+    backend, checked = resolve_backend(backend), _checked(image, probabilities, config)
     if backend == "pydensecrf" and (_in_a_session() if isolated is None else isolated):
         (result,) = _stream([checked], config, 1, backend)
         return result
@@ -184,7 +184,7 @@ def dense_crf_many(
     """
     if not (isinstance(workers, int) and workers >= 0):
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
-    return _stream(jobs, config or CRFConfig(), workers, _resolve(backend))
+    return _stream(jobs, config or CRFConfig(), workers, resolve_backend(backend))
 
 
 def _stream(
@@ -373,7 +373,8 @@ def _bins(points: Tensor, sizes: Tensor) -> Tensor:
     return number
 
 
-def _resolve(backend: Backend) -> Backend:
+def resolve_backend(backend: Backend) -> Backend:
+    """Which code "auto" stands for here; ValueError or ImportError where the backend cannot be had."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
     installed = importlib.util.find_spec("pydensecrf") is not None

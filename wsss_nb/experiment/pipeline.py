@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from wsss_nb.crf import resolve_backend
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import OURS, Variant, grid
@@ -53,6 +54,10 @@ class Run:
 
     def _inputs(self, module: str, **values: Any) -> dict[str, Any]:
         return {"code": self.prepared["code"][module], "data": self.prepared["hash"], **values}
+
+    def _scoring(self) -> dict[str, Any]:
+        """What a score depends on beside the label maps."""
+        return {"scoring": self.prepared["code"]["scoring"], "void": self.profile.data.void}
 
     # Stage 1
 
@@ -209,7 +214,11 @@ class Run:
 
         crf_inputs = {key: settings[key] for key in ("crf", "alpha_amplified", "alpha_weakened")}
         maps = run_step(
-            base / "crf", self._inputs("affinitynet", config=crf_inputs, upstream=made["key"]), crf
+            base / "crf",
+            self._inputs(
+                "affinitynet", config=crf_inputs, backend=resolve_backend("auto"), upstream=made["key"]
+            ),
+            crf,
         )
 
         def training(out: Path) -> dict[str, Any]:
@@ -237,11 +246,13 @@ class Run:
 
             return work
 
-        inputs = self._inputs(
-            "affinitynet", config=settings, upstream=model["key"], void=self.profile.data.void
-        )
+        inputs = self._inputs("affinitynet", config=settings, upstream=model["key"])
         labels = run_step(base / "train", {**inputs, "split": "train"}, walking("train"))
-        scored = run_step(base / "val", {**inputs, "split": "val", "cams": source["scores"]}, walking("val"))
+        scored = run_step(
+            base / "val",
+            {**inputs, **self._scoring(), "split": "val", "cams": source["scores"]},
+            walking("val"),
+        )
         cost = _summed([made["cost"], maps["cost"], model["cost"], labels["cost"], scored["cost"]])
         stage_cam = {
             "stage": "cam",
@@ -283,7 +294,13 @@ class Run:
             protocol = {**deeplab_protocol(config), "seed": seed}
             return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
 
-        inputs = self._inputs("deeplab", config=settings, upstream=model["key"], void=self.profile.data.void)
+        inputs = self._inputs(
+            "deeplab",
+            config=settings,
+            upstream=model["key"],
+            backend=resolve_backend("auto"),
+            **self._scoring(),
+        )
         scored = run_step(base / "val", inputs, scoring)
         row = {
             "stage": "deeplab", "method": method, "variant": variant.name, "seed": seed,

@@ -105,7 +105,7 @@ def _quick() -> Profile:
             optimizer=OptimizerConfig(learning_rate=0.1, head_multiplier=1.0, warmup=0.2),
         ),
         cam=cam,
-        seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 8}),
+        seam=cam.model_copy(update={"method": "seam", "pooling": "average"}),
         inference=InferenceConfig(scales=(1.0,), max_normalize=False),
         seam_inference=InferenceConfig(scales=(1.0,), background="threshold:0.3"),
         affinitynet=affinity,
@@ -138,7 +138,7 @@ def _photos() -> Profile:
         workers=2,
         threads=2,
         cam=cam,
-        seam=cam.model_copy(update={"method": "seam", "pooling": "average", "epochs": 8}),
+        seam=cam.model_copy(update={"method": "seam", "pooling": "average"}),
         inference=InferenceConfig(scales=(1.0,), max_normalize=False),
         seam_inference=InferenceConfig(scales=(1.0,), background="threshold:0.3"),
         affinitynet=affinity,
@@ -151,8 +151,9 @@ def _photos() -> Profile:
 
 
 def _paper() -> Profile:
-    """VOC 2012 + SBD with ResNet-38 on GPUs: the paper's settings, declared."""
-    return Profile(name="paper", data=DataConfig(kind="voc", train_split="train_aug"))
+    """VOC 2012 + SBD with ResNet-38 on GPUs: the paper's settings, declared; mu and sigma are learned."""
+    cam = CamConfig(learn_similarity=True)
+    return Profile(name="paper", data=DataConfig(kind="voc", train_split="train_aug"), cam=cam)
 
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")

@@ -1,4 +1,4 @@
-"""What each stage can be told, as frozen typed objects; the defaults are those of the paper."""
+"""What each stage can be told, as frozen typed objects; defaults are the paper's, where it is silent its release's."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import shutil
 import sys
@@ -21,6 +22,7 @@ __all__ = ["cost_of", "pick_device", "run_step", "step_key"]
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")  # as wsss_nb.files.atomic_path names them
 
 
 def step_key(inputs: dict[str, Any]) -> str:
@@ -85,8 +87,8 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
     key clears the folder first. ``manifest.json`` appears last, so its presence means that all is there.
 
     Returns:
-        The manifest: ``key``, ``inputs``, ``result`` (what ``work`` returned) and ``cost``. The cost of a resumed step
-        adds up its parts (the seconds of a part that was killed count up to its last recorded epoch only).
+        The manifest: ``key``, ``inputs``, ``result`` (what ``work`` returned) and ``cost``. The seconds of a resumed
+        training are those of all its epochs; other resumed steps count their last part only.
 
     Raises:
         InputError: the folder holds files of somebody else and would have to be cleared.
@@ -98,9 +100,8 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
         if known.get("key") == key:
             return known
     started = folder / STARTED
-    for path in folder.glob(".*"):  # what an interrupted write left behind
-        path.unlink()
-    if folder.exists() and any(folder.iterdir()):
+    # a hidden file is somebody else's, or what an interrupted write left behind
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         ours = manifest.exists() or started.exists()
         if not ours:
             raise InputError(
@@ -108,9 +109,14 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
             )
         if not started.exists() or read_json(started).get("key") != key:
             _clear(folder)
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
     write_json(started, {"key": key})
     manifest.unlink(missing_ok=True)
     result, cost = cost_of(lambda: work(folder))
+    # a resumed training took at least what all its epochs took
+    cost["seconds"] = max(cost["seconds"], round(sum(row["seconds"] for row in result.get("history", ())), 3))
     value = {"key": key, "inputs": inputs, "result": result, "cost": cost}
     write_json(manifest, value)
     started.unlink()

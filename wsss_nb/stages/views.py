@@ -126,7 +126,7 @@ class CachedViews:
         if cache is None or not net.backbone.frozen_modules():
             return self._views(net, images, size, mirror, precision)
         key = step_key(
-            {"code": code_version("wsss_nb.models"), "net": type(net.backbone).__name__, "stride": net.stride,
+            {"code": code_version("wsss_nb.stages.views"), "net": type(net.backbone).__name__, "stride": net.stride,
              "images": folder.split_hash(), "names": list(folder.names), "size": size, "mirror": mirror,
              "precision": precision}
         )  # fmt: skip
