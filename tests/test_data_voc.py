@@ -172,6 +172,17 @@ def test_lists_of_windows_editors(root: Path) -> None:
     assert VOCFolder(root, "train").names == ("b", "a")
 
 
+def test_photographs_are_turned_as_their_exif_says(root: Path) -> None:
+    stored = np.zeros((16, 24, 3), np.uint8)
+    stored[:, :4] = 255  # the left edge as stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(stored).save(root / "JPEGImages" / "a.jpg", exif=exif, quality=100)
+    image = VOCFolder(root, "train").image("a")
+    assert image.shape == (24, 16, 3)
+    assert image[:3].min() > 200 and image[5:].max() < 50, "the stored left edge is the upper one"
+
+
 def test_grey_palette_and_cmyk_images_become_rgb(root: Path) -> None:
     grey = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (16, 1))
     Image.fromarray(grey).save(root / "JPEGImages/a.jpg", quality=100)

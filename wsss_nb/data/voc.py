@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsss_nb.data.labels import VOC_CLASSES, labels_from_csv, labels_from_mask, labels_from_xml
 from wsss_nb.data.palette import IGNORE, read_label_map
@@ -111,7 +111,7 @@ class VOCFolder:
         raise InputError(f"{self.root / 'JPEGImages' / name}.jpg: expected an image, got no file")
 
     def image(self, name: str) -> _Image:
-        """The image (H, W, 3) uint8 RGB; grey, palette and CMYK files are converted.
+        """The image (H, W, 3) uint8 RGB; grey, palette and CMYK files are converted, turned as EXIF says.
 
         Raises:
             InputError: the file is missing, corrupt or has more than 8 bits a channel.
@@ -120,7 +120,7 @@ class VOCFolder:
         try:
             with Image.open(path) as image:
                 if image.mode in _EIGHT_BIT_MODES:
-                    return np.array(image.convert("RGB"))
+                    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
                 mode = image.mode
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: expected a readable image, got {_one_line(error, path)}") from error
