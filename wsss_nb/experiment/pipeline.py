@@ -158,9 +158,12 @@ class Run:
         self.pretrain()
         points = [(name, seed) for seed in self.profile.seeds for name in self.variants]
         rows: dict[tuple[str, int], dict[str, Any]] = {}
+        longest_first = sorted(points, key=lambda point: self.variants[point[0]].method != "seam")
         pool = worker_pool(self.profile.workers, threads=1)
         try:
-            futures = {pool.submit(_train_point, self.profile, self.out, *point): point for point in points}
+            futures = {
+                pool.submit(_train_point, self.profile, self.out, *point): point for point in longest_first
+            }
             for future in progress(as_completed(futures), "CAM networks", len(points)):
                 point, row = futures[future], future.result()
                 rows[point] = row
