@@ -405,13 +405,23 @@ def test_outputs_kept_in_the_notebook_change_nothing_else(tmp_path: Path) -> Non
     folder, out = tmp_path / "notebooks", tmp_path / "run"
     path = write(folder, "04_a", "print(seed)", "", "1 + 1")
     assert run(folder, request_for(out))[0] == {"04": "done"}
+    executed = nbformat.read(out / "notebooks" / "04_a.ipynb", as_version=4)
+    (cell,) = [cell for cell in executed.cells if cell.source == "print(seed)"]
+    stream = nbformat.v4.new_output
+    cell.outputs = [
+        stream("stream", text="7"),
+        stream("stream", text="\n"),
+        stream("stream", name="stderr", text="!"),
+    ]
+    nbformat.write(executed, out / "notebooks" / "04_a.ipynb")  # as if the stream had come in pieces
     before = read_notebook(path)
     keep_outputs(path, out / "notebooks" / "04_a.ipynb")
     assert read_notebook(path) == before
     cells = nbformat.read(path, as_version=4).cells
     assert len(cells) == 5 and "papermill" not in json.dumps(cells)
     assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, None, 3]
-    assert cells[2].outputs[0].text == "7\n" and cells[4].outputs[0].execution_count == 3
+    assert [output.text for output in cells[2].outputs] == ["7\n", "!"]
+    assert cells[4].outputs[0].execution_count == 3
     assert run(folder, request_for(out))[0] == {"04": "current"}
     write(folder, "04_a", "print(2)")
     with pytest.raises(InputError, match=r"expected the cells of .*04_a.ipynb, got others; run it again"):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsss_nb.code_version import imported_modules
 from wsss_nb.errors import InputError
@@ -145,7 +145,7 @@ def keep_outputs(path: Path, executed: Path) -> None:
     for cell, other in zip(content.cells, done, strict=True):
         if cell.cell_type == "code":
             count += bool(other.source.strip())
-            cell.outputs = other.outputs
+            cell.outputs = _joined(other.outputs)
             cell.execution_count = count if other.source.strip() else None
             for output in cell.outputs:
                 if "execution_count" in output:
@@ -155,6 +155,22 @@ def keep_outputs(path: Path, executed: Path) -> None:
         content.metadata["widgets"] = copy.metadata.widgets
     with atomic_path(path) as temporary:
         nbformat.write(content, temporary)
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs with neighbouring pieces of one stream as one; how a stream was cut is an accident of timing."""
+    joined: list[Any] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and "stream" == last.output_type == output.output_type
+            and last.name == output.name
+        ):
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _literals(path: Path, source: str) -> dict[str, Parameter]:
