@@ -67,7 +67,8 @@ class Run:
             return self.profile.seam
         update: dict[str, Any] = {} if variant.fsl else {"similarity_weight": 0.0}
         if variant.method == "average":
-            update |= {"pooling": "average", "weight": 0.0}
+            # the release leaves the background channel out of average pooling
+            update |= {"pooling": "average", "weight": 0.0, "sample_background": False}
         else:
             update["weight"] = variant.weight
         return self.profile.cam.model_copy(update=update)
