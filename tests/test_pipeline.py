@@ -29,14 +29,14 @@ from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.files import read_json
 from wsss_nb.pseudo_labels import walk_cam
 from wsss_nb.results import load_run
-from wsss_nb.stages import cam
+from wsss_nb.stages import affinitynet, cam, deeplab
 
 STAGES = ("pretrain", "cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
 TINY: dict[str, Any] = {
     "data.num_train": 16, "data.num_val": 4, "lambdas": [0, 1], "workers": 1, "threads": 1,
     **{f"{stage}.{name}": value for stage in STAGES
        for name, value in (("epochs", 1), ("batch_size", 8), ("views.sizes", [[48, 48]]))},
-    "pretrain.epochs": 2, "cam.epochs": 2,
+    **{f"{stage}.epochs": 2 for stage in ("pretrain", "cam", "affinitynet", "deeplab")},
 }  # fmt: skip
 
 
@@ -118,6 +118,12 @@ def cam_row(out: Path, variant: str = "lambda1_fsl") -> dict[str, Any]:
     """A row of the grid without what it cost."""
     (row,) = [row for row in results(out)["cam"] if row["variant"] == variant]
     return {name: value for name, value in row.items() if name != "cost"}
+
+
+def stage_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of the three stages of our method without what they cost."""
+    rows = [row for row in results(out)["stages"] if row["method"] == "ours"]
+    return [{name: value for name, value in row.items() if name != "cost"} for row in rows]
 
 
 # What a run leaves
@@ -353,27 +359,59 @@ def _command(arguments: list[str], moment: tuple[str, int] | None) -> None:
     os.environ["WSSS_NB_HEADLESS"] = "1"
     if moment is not None:
         where, calls = moment
-        owners = {"step": torch.optim.SGD, "savez_compressed": np, "write_json": record, "replace": os}
+        owners = {
+            "step": torch.optim.SGD, "savez_compressed": np, "write_json": record, "replace": os,
+            "walk": affinitynet, "predict": deeplab,
+        }  # fmt: skip
         _Killed(owners[where], where, calls)
     sys.exit(cli.main(arguments))
 
 
-def test_a_command_killed_anywhere_ends_with_the_same_scores(world: World, tmp_path: Path) -> None:
-    """Steps 1-4 are pre-training, 5-8 the CAM network; then come the CAMs of four images and results.json."""
+def killed_at(moments: list[tuple[str, int]], arguments: list[str]) -> None:
+    """The same command again and again, killed at each moment; then once more, undisturbed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wsss_nb.cli.experiment", "wsss_nb.experiment.pipeline"])
-    arguments = ["train", "cam", "--out", str(tmp_path / "run"), *flags()]
-    moments = [("replace", 2), ("step", 3), ("step", 5), ("savez_compressed", 3), ("write_json", 2), None]
     codes = []
-    for moment in moments:
+    for moment in [*moments, None]:
         process = context.Process(target=_command, args=(arguments, moment))
         process.start()
         process.join()
         codes.append(process.exitcode)
-    assert codes == [-signal.SIGKILL] * 5 + [0]
+    assert codes == [-signal.SIGKILL] * len(moments) + [0]
+
+
+def test_a_command_killed_anywhere_ends_with_the_same_scores(world: World, tmp_path: Path) -> None:
+    """Steps 1-4 are pre-training, 5-8 the CAM network; then come the CAMs of four images and results.json."""
+    moments = [("replace", 2), ("step", 3), ("step", 5), ("savez_compressed", 3), ("write_json", 2)]
+    killed_at(moments, ["train", "cam", "--out", str(tmp_path / "run"), *flags()])
     assert cam_row(tmp_path / "run") == cam_row(world.run.out)
     assert not list((tmp_path / "run/cam").rglob("started.json"))
     assert not list((tmp_path / "run/cam").rglob(".*")), "half-written files"
+
+
+def test_later_stages_killed_anywhere_end_with_the_same_scores(world: World, tmp_path: Path) -> None:
+    """From a trained CAM network on: CAMs of 16 images, their CRF maps, then two networks of two epochs, two steps each."""
+    out = tmp_path / "run"
+    shutil.copytree(world.run.out, out)
+    for stage in ("affinitynet", "deeplab"):
+        shutil.rmtree(out / stage / "ours")
+    before = stamps(out / "cam")
+    moments = [("savez_compressed", 5), ("savez_compressed", 12 + 7), ("step", 3), ("walk", 5), ("walk", 12 + 2),
+               ("step", 1), ("step", 3), ("predict", 3)]  # fmt: skip
+    killed_at(moments, ["train", "deeplab", "--out", str(out), *flags()])
+    assert stamps(out / "cam") == before, "finished CAM networks are trained again"
+    assert stage_rows(out) == stage_rows(world.run.out)
+    for stage in ("affinitynet", "deeplab"):
+        name = f"{stage}/ours/seed0"
+        one, other = (
+            torch.load(root / name / "model/checkpoint.pt", weights_only=True)["modules"]
+            for root in (out, world.run.out)
+        )
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        for path in sorted((world.run.out / name).rglob("*.png")):
+            assert (out / path.relative_to(world.run.out)).read_bytes() == path.read_bytes()
+        assert not list((out / name).rglob("started.json"))
+        assert not list((out / name).rglob(".*")), "half-written files"
 
 
 def test_a_killed_sweep_of_two_workers_ends_as_one_workers(world: World, tmp_path: Path) -> None:
@@ -517,3 +555,5 @@ def test_parameters_of_notebooks(tmp_path: Path, small: Path, monkeypatch: pytes
     assert run.profile.seeds == (3,) and run.profile.cam.epochs == 2
     monkeypatch.chdir(tmp_path)
     assert open_notebook_run("quick", "fish", "runs/b", 3, "seeds=[5]").profile.seeds == (5,)
+    several = "seeds=[1,2] baselines=[]"
+    assert open_notebook_run("quick", "fish", "runs/b", 3, several).profile.seeds == (1, 2)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from wsss_nb.cli import main
 from wsss_nb.errors import InputError
-from wsss_nb.experiment.grid import OURS, grid
+from wsss_nb.experiment.grid import OURS, grid, refined_variant
 from wsss_nb.experiment.profiles import PROFILES, Profile, load_profile
 from wsss_nb.stages.config import CamConfig
 
@@ -50,6 +50,20 @@ def test_grid_by_hand() -> None:
         ("lambda0.25_fsl", "sampling", 0.25, True),
         ("seam", "seam", None, False),
     ]
+
+
+def test_what_is_refined_has_to_be_in_the_grid() -> None:
+    assert refined_variant(load_profile("quick"), "ours").name == "lambda1_fsl"
+    assert refined_variant(load_profile("quick"), "seam").method == "seam"
+    for changes, method, missing in (
+        ("lambdas=[0,0.5]", "ours", "lambdas with 1"),
+        ("fsl=[false]", "ours", "fsl with true"),
+        ("baselines=[average]", "seam", "baselines with seam"),
+    ):
+        with pytest.raises(InputError, match=f"refine: {method} goes .* needs .*{missing}.* got lambda0"):
+            refined_variant(load_profile("quick", changes), method)
+    with pytest.raises(InputError, match="method: expected ours or seam, got 'average'"):
+        refined_variant(load_profile("quick"), "average")
 
 
 def test_quick_has_the_points_of_figure_2() -> None:
@@ -107,8 +121,9 @@ def test_values_of_every_kind() -> None:
     ("override", "message"),
     [
         # unknown
-        ("epochs=3", "epochs: no such field, got 3"),
-        ("cam.epoch=3", "cam.epoch: no such field, got 3"),
+        ("batch_size=3", "batch_size: no such field (did you mean pretrain.batch_size or cam.batch_size or "),
+        ("cam.epoch=3", "cam.epoch: no such field (did you mean cam.epochs?), got 3"),
+        ("lambda=[1]", "lambda: no such field (did you mean lambdas?), got (1,)"),
         ("cam.optimizer.lr=0.1", "cam.optimizer.lr: no such field, got 0.1"),
         ("cam.epochs.most=3", "cam.epochs: "),
         # of another type

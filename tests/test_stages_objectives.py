@@ -171,15 +171,15 @@ def test_average_pooling_is_on_logits() -> None:
     found = paper_objective(net, batch, config, FeatureSimilarityLoss(), torch.Generator())
     mean, y = arrays(net, batch)[0][0].mean((2, 3))[:, 1:], batch.labels.numpy()[:, 1:]
     expected = (np.log1p(np.exp(-mean)) * y + np.log1p(np.exp(mean)) * (1 - y)).mean()
-    assert found.keys() == {"classification1"}
-    assert found["classification1"].item() == pytest.approx(expected, rel=1e-5)
+    assert found.keys() == {"classification"}
+    assert found["classification"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_siamese_there_is_one_view_and_no_pcm() -> None:
     net, batch = ToyNet(), make_batch()
     config = CamConfig(siamese=False, num_samples=None)
     found = paper_objective(net, batch, config, FeatureSimilarityLoss(), torch.Generator())
-    assert found.keys() == {"classification1", "similarity"} and net.asked == [False]
+    assert found.keys() == {"classification", "similarity"} and net.asked == [False]
     net.zero_grad()
     torch.stack(list(found.values())).sum().backward()
     assert net.plain.grad is not None and net.plain.grad.abs().sum() > 0 and net.other.grad is None

@@ -120,6 +120,7 @@ def _open(options: argparse.Namespace, profile: Profile) -> Run:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from wsss_nb.experiment.grid import refined_variant
     from wsss_nb.experiment.notebooks import keep_outputs
     from wsss_nb.experiment.options import parameters_in
     from wsss_nb.experiment.provenance import COMMAND, command_line, write_manifest
@@ -140,6 +141,9 @@ def _run(options: argparse.Namespace) -> int:
         {name: 60 * minutes for name, minutes in options.timeout.items()},
     )
     plan = plan_run(Path(options.notebooks) if options.notebooks else NOTEBOOKS, request)
+    if plan.needs_data:
+        for method in profile.refine:
+            refined_variant(profile, method)  # refused now rather than after hours of training
     os.environ[COMMAND] = command_line()
     with run_lock(options.out):
         data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from wsss_nb.errors import InputError
 from wsss_nb.experiment.profiles import Profile
 
-__all__ = ["OURS", "Variant", "grid"]
+__all__ = ["OURS", "Variant", "grid", "refined_variant"]
 
 OURS = "lambda1_fsl"
 """The paper's own method: importance sampling alone, with the feature-similarity loss."""
@@ -31,3 +32,20 @@ def grid(profile: Profile) -> list[Variant]:
         for weight in profile.lambdas
     ]
     return points + [Variant(name, name, None, False) for name in profile.baselines]
+
+
+def refined_variant(profile: Profile, method: str) -> Variant:
+    """The point of the grid whose CAMs stages 2 and 3 of a method start from.
+
+    Raises:
+        InputError: no such method, or the profile's grid does not train it.
+    """
+    names = {"ours": OURS, "seam": "seam"}
+    if method not in names:
+        raise InputError(f"method: expected ours or seam, got {method!r}")
+    for variant in grid(profile):
+        if variant.name == names[method]:
+            return variant
+    needed = "lambdas with 1 and fsl with true" if method == "ours" else "baselines with seam"
+    raise InputError(f"refine: {method} goes through stages 2 and 3 and needs {needed} in the grid, got "
+                     f"{', '.join(variant.name for variant in grid(profile))}")  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from wsss_nb.crf import resolve_backend
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
-from wsss_nb.experiment.grid import OURS, Variant, grid
+from wsss_nb.experiment.grid import Variant, grid, refined_variant
 from wsss_nb.experiment.preparation import prepare
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.experiment.record import current_results, with_rows, write_results
@@ -188,10 +188,9 @@ class Run:
     # Stages 2 and 3
 
     def _refined(self, method: str) -> tuple[Variant, AffinityNetConfig, int]:
-        if method not in ("ours", "seam"):
-            raise InputError(f"method: expected ours or seam, got {method!r}")
+        variant = refined_variant(self.profile, method)
         config = self.profile.affinitynet if method == "ours" else self.profile.seam_affinitynet
-        return self._variant(OURS if method == "ours" else "seam"), config, self.profile.seeds[0]
+        return variant, config, self.profile.seeds[0]
 
     def train_affinitynet(self, method: str = "ours", on_epoch: OnEpoch | None = None) -> dict[str, Any]:
         """CRF maps, AffinityNet and random walk on the CAMs of ``method`` (first seed); a row of ``results["stages"]``."""
@@ -380,14 +379,15 @@ def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, ove
     """:func:`open_run` from the five parameters that every notebook has.
 
     A relative folder is meant from the project's root, whether the notebook runs there or in ``notebooks/``. An empty
-    ``data_root`` keeps the profile's; ``seed`` counts unless the profile or ``overrides`` name several.
+    ``data_root`` keeps the profile's. ``seed`` replaces the profile's seeds, unless it is the first of them or
+    ``overrides`` name some.
     """
     root = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     chosen = load_profile(profile, overrides)
     values: dict[str, Any] = {}
     if data_root:
         values["data"] = chosen.data.model_copy(update={"root": str(root / data_root)})
-    if len(chosen.seeds) == 1 and "seeds=" not in overrides:
+    if seed != chosen.seeds[0] and "seeds=" not in overrides:
         values["seeds"] = (seed,)
     return open_run(chosen.model_copy(update=values), root / out_dir)
 

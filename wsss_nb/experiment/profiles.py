@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -211,6 +212,26 @@ def _parsed(overrides: Mapping[str, Any] | Sequence[str] | str) -> dict[str, Any
     return _nested(values)
 
 
+def _fields(tree: Mapping[str, Any], parents: str = "") -> list[str]:
+    """All dotted names of a profile."""
+    names = []
+    for key, value in tree.items():
+        names.append(parents + key)
+        if isinstance(value, Mapping):
+            names += _fields(value, f"{parents}{key}.")
+    return names
+
+
+def _similar(field: str, known: Sequence[str]) -> list[str]:
+    """Its likely misspelt neighbour, else the fields of the same name elsewhere."""
+    parents, _, last = field.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parents}
+    near = difflib.get_close_matches(last, siblings, n=1)
+    return [siblings[name] for name in near] or [
+        name for name in known if name.rpartition(".")[2] == last and "seam" not in name
+    ]
+
+
 def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str = ()) -> Profile:
     """The profile ``name`` with some fields set otherwise.
 
@@ -234,5 +255,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str =
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        what = "no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        what = first["msg"]
+        if first["type"] == "extra_forbidden":
+            near = _similar(field, _fields(PROFILES[name]().model_dump()))
+            what = "no such field" + (f" (did you mean {' or '.join(near)}?)" if near else "")
         raise InputError(f"{field}: {what}, got {first['input']!r}") from error

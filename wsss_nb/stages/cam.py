@@ -154,7 +154,10 @@ def foreground_cam(
     tensor = image_tensor(image)[None].to(device)
     size = image.shape[:2]
     present = torch.from_numpy(labels).float().to(device)
-    total = torch.zeros(len(labels) - 1, *size, device=device)
+    kept = present[1:].nonzero()[:, 0]  # the maps of all other classes are zero
+    if not len(kept):
+        return np.zeros((len(labels) - 1, *size), np.float32)
+    total = torch.zeros(len(kept), *size, device=device)
     count = 0
     with training_precision(device, config.precision):
         for scale in inference.scales:
@@ -165,12 +168,12 @@ def foreground_cam(
                     tensor, wanted, mode="bicubic", align_corners=False, antialias=scale < 1
                 ).clamp(0, 1)
             views = torch.cat([scaled, scaled.flip(-1)]) if inference.flip else scaled
-            cam = _view_cam(net, views, present.expand(len(views), -1), config)
+            cam = _view_cam(net, views, present.expand(len(views), -1), config)[:, kept]
             if inference.flip:
                 cam = torch.cat([cam[:1], cam[1:].flip(-1)])
             total += F.interpolate(cam, size, mode="bilinear", align_corners=False).sum(0)
             count += len(views)
-    cam = total / count
+    cam = torch.zeros(len(labels) - 1, *size, device=device).index_copy(0, kept, total / count)
     if inference.max_normalize or config.method == "seam":
         cam = normalize_maximum(cam, winner_take_all=inference.max_normalize)
     return cam.cpu().numpy()

@@ -66,7 +66,7 @@ def paper_objective(
         output = net.from_frozen(features, images, revise=config.siamese)
         logits = output.logits.float()
         cams.append(class_activation_map(logits))
-        losses[f"classification{number}"] = classification_loss(
+        losses[f"classification{number}" if config.siamese else "classification"] = classification_loss(
             cams[-1],
             batch.labels,
             config.weight,

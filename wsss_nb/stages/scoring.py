@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from wsss_nb.coverage import PartCoverage
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.metrics import ContourFScore, MeanIoU
 
@@ -60,16 +61,10 @@ def _jsonable(values: Iterable[Any]) -> list[float | None]:
 
 
 def part_coverage(folder: VOCFolder, predictions: Path) -> dict[str, float] | None:
-    """Share of all head, body and background pixels that carry the right label; None without part masks."""
+    """:func:`~wsss_nb.coverage.coverage` of the split, of the parts that occur; None without part masks."""
     if not folder.has_parts:
         return None
-    right, all_ = np.zeros(3), np.zeros(3)
+    metric = PartCoverage()
     for name in folder.names:
-        part, mask = folder.part(name), folder.mask(name)
-        prediction = read_label_map(predictions / f"{name}.png")
-        for index in range(3):
-            where = (part == index) & (mask != 255)
-            right[index] += np.sum(prediction[where] == mask[where])
-            all_[index] += where.sum()
-    background, body, head = (right / np.maximum(all_, 1)).tolist()
-    return {"head": head, "body": body, "background": background}
+        metric.update(read_label_map(predictions / f"{name}.png"), folder.mask(name), folder.part(name))
+    return {part: value for part, value in metric.compute().items() if not np.isnan(value)}
