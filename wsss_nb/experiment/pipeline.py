@@ -244,7 +244,7 @@ class Run:
                 affinitynet.write_pseudo_labels(net, folder, source_cams, config, out)
                 if split == "train":
                     return {}
-                protocol = {**affinitynet_protocol(config), "seed": seed}
+                protocol = {**affinitynet_protocol(config, inference), "seed": seed}
                 return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
 
             return work

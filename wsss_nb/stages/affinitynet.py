@@ -17,7 +17,7 @@ from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net
-from wsss_nb.pseudo_labels import add_background, parse_background_rule, walk_cam
+from wsss_nb.pseudo_labels import add_background, normalize_maximum, parse_background_rule, walk_cam
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
@@ -41,10 +41,15 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file."""
+    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file, as stage 2 takes it.
+
+    That is winner-take-all and with a maximum of 1 per class, whether stage 1 wrote it so or not: (1 - max)^alpha
+    is no background for maps that nowhere come near 1. The release does so when it writes its CAMs.
+    """
     try:
         with np.load(path) as file:
-            return file["classes"], file["cam"].astype(np.float32)
+            cam = normalize_maximum(file["cam"].astype(np.float32), winner_take_all=True)
+            return file["classes"], cam
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected a CAM file of stage 1, got {error}") from error
 
