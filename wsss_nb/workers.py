@@ -50,6 +50,7 @@ def follow_parent(parent: int) -> None:
 def _start(parent: int, threads: int) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers by itself
     os.environ["WSSS_NB_HEADLESS"] = "1"
     torch.set_num_threads(threads)
     follow_parent(parent)

@@ -155,6 +155,11 @@ def image_affinity(net: Any, image: np.ndarray, config: AffinityNetConfig) -> tu
     tensor = image_tensor(image)[None].to(next(net.parameters()).device)
     with training_precision(tensor.device, config.precision):
         features = net.from_frozen(net.frozen(tensor), tensor).float()
+    if min(features.shape[-2:]) < 5:
+        side = min(image.shape[:2])
+        raise InputError(
+            f"image: expected a shorter side of which AffinityNet makes at least 5 pixels, got {side} pixels"
+        )
     return pair_affinity(features, radius=config.radius)[0], (features.shape[-2], features.shape[-1])
 
 
