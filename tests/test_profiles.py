@@ -142,7 +142,8 @@ def test_values_of_every_kind() -> None:
         ("cam=3", "cam: "),
         ("cam=null", "cam: "),
         # out of range
-        ("cam.weight=1.2", "cam.weight: Input should be less than or equal to 1, got 1.2"),
+        ("cam.weight=0.3", "cam.weight: expected lambdas to say so, got 0.3"),
+        ("seam.method=paper", "seam.method: expected baselines to say so, got 'paper'"),
         ("lambdas=[0,1.2]", "lambdas.1: Input should be less than or equal to 1, got 1.2"),
         ("cam.epochs=0", "cam.epochs: Input should be greater than or equal to 1, got 0"),
         ("cam.optimizer.learning_rate=-1", "cam.optimizer.learning_rate: Input should be greater than 0, got -1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def _walk() -> Setup:
     )
 
 
-def _inference() -> Setup:
+def _inference(precision: Literal["float32", "bfloat16"]) -> Setup:
     from skimage import data
 
     from wsss_nb.models import create_cam_net
@@ -137,7 +137,7 @@ def _inference() -> Setup:
     labels = np.zeros(21, np.uint8)
     labels[[0, 8, 15]] = 1
     inference = InferenceConfig(max_normalize=False)
-    config = CamConfig(siamese=False, precision="bfloat16")
+    config = CamConfig(siamese=False, precision=precision)
     return Setup(
         lambda: foreground_cam(net, image, labels, config, inference),
         lambda: one_view_at_a_time(net, image, labels, inference.scales),
@@ -165,7 +165,11 @@ ROWS: dict[str, Row] = {
         _walk, "dense matrix, squared 6 times", {"speed_up": 50, "memory_share": 1 / 20},
     ),
     "inference": Row(
-        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips",
-        _inference, "one view at a time in float32", {"speed_up": 2},
+        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips, bfloat16",
+        lambda: _inference("bfloat16"), "one view at a time in float32", {"speed_up": 2},
+    ),
+    "inference-float32": Row(
+        "the same in float32, as the profiles have it",
+        lambda: _inference("float32"), "one view at a time in float32", {"speed_up": 1},
     ),
 }  # fmt: skip

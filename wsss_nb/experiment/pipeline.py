@@ -84,7 +84,11 @@ class Run:
             return None, ""
         seed = self.profile.seeds[0]
         inputs = self._inputs(
-            "cam", config=config.model_dump(mode="json"), backbone=self.profile.backbone, seed=seed
+            "cam",
+            config=config.model_dump(mode="json"),
+            backbone=self.profile.backbone,
+            seed=seed,
+            threads=self.profile.threads,
         )
         folder = self.out / "pretrain"
 
@@ -229,7 +233,12 @@ class Run:
             return {"history": net(self.train, backbone, config, seed, base / "crf", out, weights, on_epoch)}
 
         inputs = self._inputs(
-            "affinitynet", config=settings, backbone=backbone, seed=seed, upstream=maps["key"]
+            "affinitynet",
+            config=settings,
+            backbone=backbone,
+            seed=seed,
+            threads=self.profile.threads,
+            upstream=maps["key"],
         )
         model = run_step(base / "model", inputs, training)
 
@@ -288,7 +297,14 @@ class Run:
             return {"history": history}
 
         settings = config.model_dump(mode="json")
-        inputs = self._inputs("deeplab", config=settings, backbone=backbone, seed=seed, upstream=upstream)
+        inputs = self._inputs(
+            "deeplab",
+            config=settings,
+            backbone=backbone,
+            seed=seed,
+            threads=self.profile.threads,
+            upstream=upstream,
+        )
         model = run_step(base / "model", inputs, training)
 
         def scoring(out: Path) -> dict[str, Any]:

@@ -157,6 +157,11 @@ def _paper() -> Profile:
     return Profile(name="paper", data=DataConfig(kind="voc", train_split="train_aug"), cam=cam)
 
 
+# Every point of the grid has its own: a value given here would be overwritten.
+_SET_BY_GRID = {
+    "cam": {"weight": "lambdas", "method": "lambdas and baselines"},
+    "seam": {"method": "baselines"},
+}
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 PROFILES: dict[str, Callable[[], Profile]] = {"quick": _quick, "photos": _photos, "paper": _paper}
@@ -249,7 +254,13 @@ def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str =
     """
     if name not in PROFILES:
         raise InputError(f"profile: expected one of {', '.join(PROFILES)}, got {name!r}")
-    values = _merged(PROFILES[name]().model_dump(), _plain(_parsed(overrides)))
+    base, changes = PROFILES[name]().model_dump(), _plain(_parsed(overrides))
+    for group, fields in _SET_BY_GRID.items():
+        for field, instead in fields.items():
+            given = changes[group].get(field) if isinstance(changes.get(group), Mapping) else None
+            if given is not None and given != base[group][field]:
+                raise InputError(f"{group}.{field}: expected {instead} to say so, got {given!r}")
+    values = _merged(base, changes)
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
