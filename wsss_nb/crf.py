@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from wsss_nb.workers import stream_results
+from wsss_nb.workers import Workers, stream_results
 
 if TYPE_CHECKING:  # worker processes of the native backend start without torch
     import torch
@@ -151,7 +151,7 @@ def dense_crf(
 def dense_crf_many(
     jobs: Iterable[tuple[np.ndarray, np.ndarray]],
     config: CRFConfig | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     backend: Backend = "auto",
 ) -> Generator[np.ndarray, None, None]:
     """:func:`dense_crf` of many images in worker processes, one result per job, in order.
@@ -165,7 +165,8 @@ def dense_crf_many(
     Args:
         jobs: (image, probabilities) as in :func:`dense_crf`.
         config: parameters; the default ones if None.
-        workers: number of processes; 0 computes in this process, as the backend "cuda" always does.
+        workers: number of processes, or a cluster whose tasks are an image each; 0 computes in this process, as
+            the backend "cuda" always does.
         backend: see :func:`dense_crf`.
 
     Yields:
@@ -183,19 +184,21 @@ def dense_crf_many(
 
     Paper and release agree with the result; how the work is spread is ours.
     """
-    if not (isinstance(workers, int) and workers >= 0):
+    if not (hasattr(workers, "stream") or (isinstance(workers, int) and workers >= 0)):
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
     return _stream(jobs, config or CRFConfig(), workers, resolve_backend(backend))
 
 
 def _stream(
-    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: int, backend: Backend
+    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: Workers, backend: Backend
 ) -> Generator[np.ndarray, None, None]:
     arguments = ((*job, config, backend) for job in _checked_jobs(jobs, config))
     if workers == 0 or backend == "cuda":
         yield from (_infer(*job) for job in arguments)
         return
-    threads = max(1, multiprocessing.cpu_count() // workers) if backend == "torch" else None
+    threads = None
+    if backend == "torch" and isinstance(workers, int):
+        threads = max(1, multiprocessing.cpu_count() // workers)
     yield from stream_results(_infer, arguments, workers, threads, "dense CRF")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_nb.cli.parser import Parser, fraction, fractions, limits, words
+from wsss_nb.errors import InputError
 
 if TYPE_CHECKING:
     from wsss_nb.experiment.pipeline import Run
@@ -35,6 +36,19 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     add_profile_flags(parser, Profile)
 
 
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on a Ray cluster (extra: cluster)")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS",
+        help="where sweep, CRF and scores run: auto, local, HOST:PORT or ray://HOST:PORT; all machines must see "
+        "the run's folder and the data under the same paths; default: this machine's processes",
+    )  # fmt: skip
+    group.add_argument(
+        "--ray-gpus", type=float, metavar="FLOAT",
+        help="GPUs of each training of the sweep, where the cluster has any: a share or a whole number; default: 1",
+    )  # fmt: skip
+
+
 def _add_lambdas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lambda", dest="weights", type=fractions, metavar="FLOAT,...", help="same as --lambdas"
@@ -44,6 +58,7 @@ def _add_lambdas(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the flags of ``run``."""
     _add_profile(parser)
+    _add_cluster(parser)
     _add_lambdas(parser)
     parser.add_argument("--figures", metavar="DIR", help="copy the figures and tables there when all is done")
     parser.add_argument("--notebooks", metavar="DIR", help="folder of the numbered notebooks")
@@ -69,6 +84,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the flags of ``sweep``."""
     _add_profile(parser)
+    _add_cluster(parser)
     _add_lambdas(parser)
     parser.set_defaults(handler=_sweep)
 
@@ -92,6 +108,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
             name, help=f"stage {name}", description=f"Train {name} and the stages it needs."
         )
         _add_profile(stage)
+        _add_cluster(stage)
         stage.add_argument("--method", choices=("ours", "seam"), default="ours", help="default: ours")
         stage.set_defaults(handler=_train_stage)
 
@@ -116,6 +133,13 @@ def _profile(options: argparse.Namespace) -> Profile:
 def _open(options: argparse.Namespace, profile: Profile) -> Run:
     from wsss_nb.experiment.pipeline import open_run
 
+    address, gpus = getattr(options, "ray_address", None), getattr(options, "ray_gpus", None)
+    if address is not None:
+        from wsss_nb.cluster import use_cluster
+
+        use_cluster(address, gpus)
+    elif gpus is not None:
+        raise InputError("--ray-gpus: expected together with --ray-address, got it alone")
     return open_run(profile, options.out)
 
 

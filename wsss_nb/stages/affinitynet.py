@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
-from wsss_nb.crf import CRFConfig, dense_crf_many
+from wsss_nb.crf import Backend, CRFConfig, dense_crf_many, resolve_backend
 from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
@@ -24,6 +24,7 @@ from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
+from wsss_nb.workers import Workers, finished_results
 
 __all__ = [
     "confident_labels",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 CHECKPOINT = "checkpoint.pt"
+CRF_TASK = 32
+"""Images of one task on a cluster."""
 
 
 def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -64,14 +67,32 @@ def _scores(cam: np.ndarray, alpha: float) -> np.ndarray:
     return add_background(torch.from_numpy(cam), rule).numpy()
 
 
-def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path, workers: int) -> None:
+def crf_maps(
+    folder: VOCFolder,
+    cams: Path,
+    config: AffinityNetConfig,
+    out: Path,
+    workers: Workers,
+    backend: Backend = "auto",
+) -> None:
     """Dense CRF on every CAM twice, with the background amplified and weakened: ``out/NAME.npz``.
 
     Background (1 - max)^alpha with ``alpha_amplified`` (2 in the paper) and ``alpha_weakened`` (4). Runs in worker
     processes; files that exist are kept. Each file holds ``classes`` (0 first), ``amplified`` and ``weakened``
-    (n + 1, H, W) float16.
+    (n + 1, H, W) float16. On a cluster the tasks read and write the files of some images each.
     """
     todo = [name for name in folder.names if not (out / f"{name}.npz").exists()]
+    backend = resolve_backend(backend)  # here: another machine may have other packages
+    if not isinstance(workers, int):
+        parts = [todo[start : start + CRF_TASK] for start in range(0, len(todo), CRF_TASK)]
+        tasks = {
+            f"{part[0]} to {part[-1]}": (folder.subset(part), cams, config, out, 0, backend) for part in parts
+        }
+        for _ in progress(
+            finished_results(crf_maps, tasks, workers, "CRF", gpu=backend == "cuda"), "CRF", len(tasks)
+        ):
+            pass
+        return
     alphas = (config.alpha_amplified, config.alpha_weakened)
 
     def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -80,7 +101,7 @@ def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
             for alpha in alphas:
                 yield image, _scores(cam, alpha)
 
-    results = dense_crf_many(jobs(), crf_config(config.crf), workers)
+    results = dense_crf_many(jobs(), crf_config(config.crf), workers, backend)
     for name in progress(todo, "CRF"):
         amplified, weakened = next(results), next(results)
         classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,32 +12,44 @@ import torch
 from wsss_nb.coverage import PartCoverage
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.metrics import ContourFScore, MeanIoU
+from wsss_nb.workers import Workers, finished_results
 
 __all__ = ["part_coverage", "score_label_maps"]
+
+SHARD = 250
+"""Images counted in one go; a split of more is spread over the workers."""
+
+Void: TypeAlias = Literal["background", "masked"]
 
 
 def score_label_maps(
     folder: VOCFolder,
     predictions: Path,
     protocol: dict[str, Any],
-    void: Literal["background", "masked"] = "background",
+    void: Void = "background",
+    workers: Workers = 0,
 ) -> dict[str, Any]:
     """mIoU and contour F of ``predictions/NAME.png`` against the masks of ``folder``.
 
     mIoU is the mean over the classes that occur in a mask or a prediction of the split; contour F the mean over the
-    foreground classes that occur in a mask. All counts are summed over the split first.
+    foreground classes that occur in a mask. All counts are summed over the split first, so that the images of a large
+    split can be counted in ``workers`` processes or on a cluster.
 
     Returns:
         ``protocol``, ``miou``, ``contour_f`` (fractions), ``iou`` (K, null where the class does not occur), ``f`` (K - 1),
         ``confusion`` (K, K; rows are the truth), ``matches`` (K - 1, 4).
     """
-    area = MeanIoU(folder.num_classes)
-    contour = ContourFScore(folder.num_classes, void=void, present_only=True)
-    for name in folder.names:
-        target = torch.from_numpy(folder.mask(name).astype(np.int64))
-        prediction = torch.from_numpy(read_label_map(predictions / f"{name}.png").astype(np.int64))
-        area.update(prediction, target)
-        contour.update(prediction, target)
+    parts = [folder.names[start : start + SHARD] for start in range(0, len(folder.names), SHARD)]
+    if len(parts) == 1 or workers in (0, 1):
+        area, contour = _counted(folder, predictions, void)
+    else:
+        jobs = {f"{part[0]} to {part[-1]}": (folder.subset(part), predictions, void) for part in parts}
+        counted = [metrics for _, metrics in finished_results(_counted, jobs, workers, "scoring")]
+        (area, contour), *others = counted
+        for other in others:
+            for whole, piece in zip((area, contour), other, strict=True):
+                for state, counts in piece.metric_state.items():
+                    setattr(whole, state, getattr(whole, state) + counts)
     areas, contours = area.compute(), contour.compute()
     return {
         "protocol": {
@@ -54,6 +66,17 @@ def score_label_maps(
         "confusion": areas["confusion"].tolist(),
         "matches": contours["matches"].tolist(),
     }
+
+
+def _counted(folder: VOCFolder, predictions: Path, void: Void) -> tuple[MeanIoU, ContourFScore]:
+    area = MeanIoU(folder.num_classes)
+    contour = ContourFScore(folder.num_classes, void=void, present_only=True)
+    for name in folder.names:
+        target = torch.from_numpy(folder.mask(name).astype(np.int64))
+        prediction = torch.from_numpy(read_label_map(predictions / f"{name}.png").astype(np.int64))
+        area.update(prediction, target)
+        contour.update(prediction, target)
+    return area, contour
 
 
 def _jsonable(values: Iterable[Any]) -> list[float | None]:
