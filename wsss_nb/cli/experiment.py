@@ -150,6 +150,7 @@ def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.provenance import COMMAND, command_line, write_manifest
     from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
     from wsss_nb.experiment.state import run_lock
+    from wsss_nb.files import read_json, write_json
 
     profile = _profile(options)
     from_files = {
@@ -171,11 +172,18 @@ def _run(options: argparse.Namespace) -> int:
     os.environ[COMMAND] = command_line()
     with run_lock(options.out):
         data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None
+        note = options.out / "run.json"
+        earlier = read_json(note) if note.is_file() else None
+        if plan.needs_data:
+            write_manifest(note, profile, data_hash=data_hash)  # what is drawn below names it
         outcomes = run_notebooks(plan)
+        stages = {need for notebook in plan.notebooks for need in notebook.needs}
+        if plan.needs_data and all(o.status == "current" for o in outcomes if o.name in stages):
+            note.unlink()  # this command made nothing the scores depend on
+            if earlier is not None:
+                write_json(note, earlier)
         failed = [outcome for outcome in outcomes if outcome.status in {"failed", "waits"}]
         if not failed:
-            if plan.needs_data:
-                write_manifest(options.out / "run.json", profile, data_hash=data_hash)
             if options.keep_outputs:
                 for notebook in plan.notebooks:
                     if notebook.name in plan.chosen:
