@@ -83,18 +83,22 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def run_all(browser: Browser, address: str, name: str, verdicts: int = 0) -> Page:
-    """Open a notebook in a page of its own and run it to its end: to the last explorer and all ``verdicts`` (✓)."""
+def run_all(browser: Browser, address: str, name: str) -> Page:
+    """Open a notebook in a page of its own and have all its cells run."""
     page = browser.new_page(viewport={"width": 1500, "height": 1100})
-    page.goto(f"{address}/lab/tree/{name}?reset")
+    page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?reset")
     page.locator(".jp-Notebook").wait_for(timeout=60 * SECONDS)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60 * SECONDS)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    return page
+
+
+def wait_for_the_end(page: Page, verdicts: int) -> None:
+    """Until the explorer shows a picture and the solutions, which are the last cells, have their ``verdicts`` (✓)."""
     page.locator(".wsss-explorer img").wait_for(timeout=240 * SECONDS)
     solved = page.locator(".jp-OutputArea-output", has_text="✓")
     expect(solved).to_have_count(verdicts, timeout=240 * SECONDS)
-    return page
 
 
 class Play:
@@ -114,10 +118,10 @@ class Play:
         return self.box.locator("[role=status]").inner_text()
 
     def settled(self) -> tuple[str, str]:
-        """Picture and words once nothing has changed for half a second."""
+        """Picture and words once nothing has changed for a while."""
         seen = self.picture(), self.words()
-        for _ in range(60):
-            self.page.wait_for_timeout(0.5 * SECONDS)
+        for _ in range(100):
+            self.page.wait_for_timeout(0.35 * SECONDS)
             seen, before = (self.picture(), self.words()), seen
             if seen == before and "…" not in seen[1]:
                 return seen

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import Play, chromium, jupyterlab, run_all
+from browser import Play, chromium, jupyterlab, run_all, wait_for_the_end
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -48,22 +48,23 @@ def browser():
 
 @pytest.fixture(scope="module")
 def explorer(lab, browser):
-    """The explorer of a lesson, all of whose cells have run; each lesson is opened once."""
+    """The explorer of a lesson, all of whose cells have run. The lessons are opened once and run side by side."""
+    pages = {name: run_all(browser, lab, file) for name, file in {**LESSONS, "walk": WALK}.items()}
     opened = {}
 
     def of(name):
         if name not in opened:
-            source = LESSONS.get(name)
             solutions = 0
-            if source:
-                cells = nbformat.read(FOLDER / source, as_version=4).cells
+            if name in LESSONS:
+                cells = nbformat.read(FOLDER / LESSONS[name], as_version=4).cells
                 solutions = sum("solution" in cell.metadata.get("tags", []) for cell in cells)
-            opened[name] = Play(run_all(browser, lab, source or WALK, solutions))
+            wait_for_the_end(pages[name], solutions)
+            opened[name] = Play(pages[name])
         return opened[name]
 
     yield of
-    for play in opened.values():
-        play.page.close()
+    for page in pages.values():
+        page.close()
 
 
 @pytest.fixture
