@@ -18,6 +18,13 @@ torch.set_num_threads(1)
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_triton_*.py"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--screenshots``: see test_browser.py."""
+    parser.addoption(
+        "--screenshots", metavar="DIR", help="where the browser tests put the explorers' portraits"
+    )
+
+
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A process of its own in which Triton's kernels run on the CPU: no other test shall meet them."""

@@ -1,162 +1,241 @@
-"""A real browser on a real JupyterLab: notebook 03 runs, and its explorer answers to every slider."""
+"""A real browser on a real JupyterLab: 01-03 run from top to bottom, and every explorer answers to every slider.
 
-# ruff: noqa: RUF001 -- the sliders are called σ and μ
+``pytest tests/test_browser.py --screenshots figures/screenshots`` also keeps the explorers' portraits for the README.
+"""
+
+# ruff: noqa: RUF001 -- the sliders are called σ, μ, α and β
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+import io
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from browser import Play, chromium, jupyterlab, run_all, wait_for_the_end
+from PIL import Image
+from playwright.sync_api import expect
+
+from wsss_nb import widgets
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NOTEBOOK = "03_feature_similarity_loss.ipynb"
-SECONDS = 1000.0  # playwright counts milliseconds
+LESSONS = {
+    "cam": "01_class_activation_maps.ipynb",
+    "sampling": "02_importance_sampling.ipynb",
+    "similarity": "03_feature_similarity_loss.ipynb",
+}
+WALK = "walk.ipynb"  # notebook 05 trains before it can show its explorer; here it walks on an imitated map
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on a copy of the notebook; its address."""
-    home = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.read(FOLDER / NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None  # what is seen later is new
-    notebook.metadata.pop("widgets", None)
-    nbformat.write(notebook, home / NOTEBOOK)
-    settings = home / "settings"
-    settings.mkdir()
-    # every cell is laid out at once, so that the page can be searched as a whole
-    overrides = {
-        "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-        "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
-    }
-    (settings / "overrides.json").write_text(json.dumps(overrides))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    places = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "RUNTIME", "DATA")}
-    environment = {**os.environ, **places, "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    environment["JUPYTER_PREFER_ENV_PATH"] = "1"
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
-        f"--ServerApp.root_dir={home}", f"--LabApp.app_settings_dir={settings}",
-    ]  # fmt: skip
-    with open(home / "server.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=home)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_for(f"{address}/api", server, home / "server.log")
-            yield address
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-2000:]
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"JupyterLab did not answer in 90 s: {log.read_text()[-2000:]}")
+    """JupyterLab on the lessons; its address."""
+    walk = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("from wsss_nb import widgets\n\nwidgets.WalkExplorer()")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    sources = [nbformat.read(FOLDER / name, as_version=4) for name in LESSONS.values()]
+    with jupyterlab(tmp_path_factory.mktemp("lab"), [*sources, walk], [*LESSONS.values(), WALK]) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    """The notebook in Debian's chromium, all cells run."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "the browser tests need chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1100})
-        page.goto(f"{lab}/lab/tree/{NOTEBOOK}?reset")
-        page.locator(".jp-Notebook").wait_for(timeout=60 * SECONDS)
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60 * SECONDS)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        # the solutions of the exercises are the last cells
-        solved = page.locator(".jp-OutputArea-output", has_text="✓")
-        expect(solved).to_have_count(_exercises(), timeout=180 * SECONDS)
-        yield page
-        browser.close()
+def browser():
+    with chromium() as opened:
+        yield opened
 
 
-def _exercises() -> int:
-    cells = nbformat.read(FOLDER / NOTEBOOK, as_version=4).cells
-    return sum("solution" in cell.metadata.get("tags", []) for cell in cells)
+@pytest.fixture(scope="module")
+def explorer(lab, browser):
+    """The explorer of a lesson, all of whose cells have run. The lessons are opened once and run side by side."""
+    pages = {name: run_all(browser, lab, file) for name, file in {**LESSONS, "walk": WALK}.items()}
+    opened = {}
+
+    def of(name):
+        if name not in opened:
+            solutions = 0
+            if name in LESSONS:
+                cells = nbformat.read(FOLDER / LESSONS[name], as_version=4).cells
+                solutions = sum("solution" in cell.metadata.get("tags", []) for cell in cells)
+            wait_for_the_end(pages[name], solutions)
+            opened[name] = Play(pages[name])
+        return opened[name]
+
+    yield of
+    for page in pages.values():
+        page.close()
 
 
-def _picture(page: Page) -> str:
-    return page.locator(".wsss-explorer img").get_attribute("src")
+@pytest.fixture
+def keep(request, tmp_path):
+    """Where an explorer's portrait goes: the folder of --screenshots, or one that is forgotten."""
+    folder = request.config.getoption("--screenshots")
+    return Path(folder) if folder else tmp_path
 
 
-def _settled(page: Page) -> tuple[str, str]:
-    """Picture and words once nothing has changed for half a second."""
-    seen = _picture(page), _words(page)
-    for _ in range(40):
-        page.wait_for_timeout(0.5 * SECONDS)
-        seen, before = (_picture(page), _words(page)), seen
-        if seen == before:
-            return seen
-    raise AssertionError("the explorer does not come to rest")
+def _portrait(play, path):
+    """The explorer as it stands in the page, as a PNG of 256 colours."""
+    play.settled()
+    play.page.mouse.move(0, 0)
+    with Image.open(io.BytesIO(play.box.screenshot())) as shot:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shot.convert("RGB").quantize(256).save(path, optimize=True)
+    assert 10_000 < path.stat().st_size < 250_000
 
 
-def _expect_another_picture(page: Page, before: str) -> None:
-    image = page.locator(".wsss-explorer img")
-    expect(image).not_to_have_attribute("src", before, timeout=20 * SECONDS)
-    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500, "a whole picture"
+def _number(words, name):
+    """The number after a name, as in "contour F 10.6"."""
+    found = re.search(rf"{re.escape(name)} ([+-]?[\d.]+\d)", words)
+    assert found, f"{name} is not in: {words}"
+    return float(found[1])
 
 
-def _words(page: Page) -> str:
-    return page.locator(".wsss-explorer [role=status]").inner_text()
-
-
-def test_run_all_leaves_no_error(page):
+@pytest.mark.parametrize("name", LESSONS)
+def test_run_all_leaves_no_error(explorer, name):
+    page = explorer(name).page
     assert page.locator(".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     assert page.locator(".jp-Notebook [data-mime-type='application/vnd.jupyter.error']").count() == 0
     expect(page.locator(".wsss-explorer img")).to_be_visible()
 
 
+# --- 01: class activation maps -----------------------------------------------------------------------------
+
+
+def test_cam_words_are_the_scores_of_what_is_shown(explorer, keep):
+    play = explorer("cam")
+    assert play.settled()[1] == _of_cup("threshold:0.3").alt
+    _portrait(play, keep / "cam.png")
+    words = play.press("threshold", times=5)
+    assert words == _of_cup("threshold:0.35").alt
+    assert _number(words, "IoU") > 0 and _number(words, "contour F") > 0
+    stricter = play.drag("threshold", 40)
+    assert _number(stricter, "covered") < _number(words, "covered")
+
+
+def _of_cup(rule, **settings):
+    photo = widgets.load_photo("coffee")
+    cup = widgets.activation(widgets.photo_logits("coffee", 16), 968)
+    return widgets.render_cam(photo.image, cup, rule=rule, mask=photo.mask, name="cup", **settings)
+
+
+def test_cam_sliders_and_menus(explorer):
+    play = explorer("cam")
+    play.press("overlay")
+    play.choose("background", "a > (1 − a)^α")
+    assert "power:4:" in play.settled()[1]
+    assert "power:5.5:" in play.press("α")
+    words = play.choose("background", "a > 1 − a")
+    assert "complement" in words
+    refined = play.click("refine by a dense CRF (slow)")
+    assert "complement and a dense CRF" in refined
+    assert _number(refined, "contour F") != _number(words, "contour F")
+    play.click("refine by a dense CRF (slow)")
+    play.click("mark what max pooling sees")
+    finer = _number(play.settled()[1], "covered")
+    assert _number(play.choose("a map pixel is", "32 pixels"), "covered") != finer
+
+
+def test_a_photograph_of_one_s_own(explorer, tmp_path):
+    play = explorer("cam")
+    path = tmp_path / "my bike.png"
+    Image.fromarray(widgets.load_photo("motorcycle").image).save(path)
+    before, _ = play.settled()
+    play.upload("own photo", path)
+    words = play.expect_another_picture(before)
+    assert "IoU" not in words, "nobody has outlined it"
+    shown = play.box.locator(".widget-dropdown", has_text="class").locator("select").inner_text()
+    assert "moped" in shown or "motor scooter" in shown
+    found = _number(words, "covered")
+    play.choose("background", "a > threshold")
+    assert _number(play.press("threshold", times=5), "covered") != found
+
+    (tmp_path / "notes.png").write_text("no image")
+    before, _ = play.settled()
+    play.upload("own photo", tmp_path / "notes.png")
+    expect(play.box.locator("[role=status]")).to_contain_text("notes.png: expected an image file")
+    assert play.picture() == before, "the last good picture stays"
+    assert _number(play.choose("photograph", "Cat (Chelsea)"), "IoU") > 0
+
+
+# --- 02: importance sampling -------------------------------------------------------------------------------
+
+
+def test_sampling_explorer(explorer, keep):
+    play = explorer("sampling")
+    first = play.settled()[1]
+    assert first.startswith("10 pixels drawn from the map of zebrafish")
+    words = play.press("draws", times=5)
+    assert words.startswith("200 pixels drawn")
+    _portrait(play, keep / "sampling.png")
+    assert "lambda 0.85" in play.press("λ", "ArrowLeft")
+    again = play.click("draw again")
+    assert _number(again, "maximum") == _number(words, "maximum"), "the same map"
+    assert _number(again, "at the draws") != _number(words, "at the draws"), "other draws"
+    play.drag("draws", -30)
+    other = play.choose("map of", "max pooling")
+    assert "map of zebrafish" in other
+    assert "map of background" in play.choose("class", "background")
+
+
+# --- 03: feature similarity --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", ["μ", "σ (map pixels)", "row of i", "column of i"])
-def test_every_slider_changes_the_picture(page, name):
-    slider = page.locator(".wsss-explorer .widget-slider", has_text=name)
-    handle = slider.locator(".noUi-handle")
-    handle.scroll_into_view_if_needed()
-    before, words = _settled(page)
-    handle.focus()
-    for _ in range(3):
-        page.keyboard.press("ArrowRight")
-    _expect_another_picture(page, before)
-    assert _settled(page)[1] != words, "the description follows the picture"
-    assert page.locator(".wsss-explorer img").count() == 1, "one picture, updated in place"
+def test_every_slider_of_the_similarity_explorer(explorer, name):
+    play = explorer("similarity")
+    before = play.settled()[1]
+    assert play.press(name) != before, "the description follows the picture"
 
 
-def test_descending_lowers_the_loss_it_shows(page):
-    before, words = _settled(page)
-    page.get_by_role("button", name="descend 10 steps").click()
-    _expect_another_picture(page, before)
-    assert _loss(_settled(page)[1]) < _loss(words)
+def test_similarity_words_are_the_numbers_of_what_is_shown(explorer):
+    play = explorer("similarity")
+    words = play.drag("μ", 12)
+    place = re.search(r"pixel \((\d+), (\d+)\) with mu ([\d.]+) and sigma ([\d.]+):", words)
+    image, foreground, mask = widgets.snap_example("coffee")
+    row, column, mu, sigma = (float(text) for text in place.groups())
+    pixel = (int(row), int(column))
+    expected = widgets.render_similarity(image, foreground, mu=mu, sigma=sigma, pixel=pixel, mask=mask)
+    assert words == expected.alt
+    assert _number(words, "dissimilarity") == pytest.approx(expected.values["cross_over"], abs=1e-3)
 
 
-def _loss(words: str) -> float:
-    return float(words.rsplit("loss ", 1)[1].rstrip("."))
+def test_descending_lowers_the_loss_and_another_image_can_be_chosen(explorer, keep):
+    play = explorer("similarity")
+    before = play.choose("image", "Synthetic fish")
+    assert _number(play.click("descend 10 steps"), "loss") < _number(before, "loss")
+    assert play.click("reset the map") == before
+    play.choose("image", "Cup of coffee")
+    _portrait(play, keep / "similarity.png")
 
 
-def test_another_image_can_be_chosen(page):
-    before, _ = _settled(page)
-    page.locator(".wsss-explorer select").select_option(label="Synthetic fish")
-    _expect_another_picture(page, before)
+def test_dragging_does_not_flicker(explorer):
+    """One and the same element from the first to the last picture, and never without a height."""
+    play = explorer("similarity")
+    handle = play.image.element_handle()
+    handle.evaluate(
+        "image => { const heights = window.heights = [];"
+        " new ResizeObserver(() => heights.push(image.offsetHeight)).observe(image) }"
+    )
+    play.drag("σ (map pixels)", 25)
+    assert handle.evaluate("image => image.isConnected")
+    heights = play.page.evaluate("window.heights")
+    assert min(heights) == max(heights) > 200
+
+
+# --- 05: random walk and CRF -------------------------------------------------------------------------------
+
+
+def test_walk_explorer(explorer, keep):
+    play = explorer("walk")
+    words = play.settled()[1]
+    assert words == widgets.render_walk(widgets.imitated_walk()).alt
+    before, after = (float(f) for f in re.findall(r"contour F ([\d.]+\d)", words))
+    assert after > before
+    play.click("dense CRF afterwards (slow)")
+    _portrait(play, keep / "walk.png")
+    for name in ("CRF: pixels", "CRF: colours", "CRF: rounds"):
+        assert "after a dense CRF" in play.press(name)
+    assert play.click("dense CRF afterwards (slow)") == words
+    for name in ("α (background)", "β (affinities)", "log₂ of the steps"):
+        assert play.press(name, "ArrowLeft") != words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import nbformat
 import pytest
 
@@ -39,6 +41,17 @@ def test_students_get_the_stubs_and_the_teacher_the_solutions(tmp_path, capsys):
                 if cell.cell_type == "code":
                     assert not cell.outputs and cell.execution_count is None
                     assert not cell.metadata.get("jupyter", {}).get("source_hidden")
+
+
+@pytest.mark.parametrize("address", ["", 'git+https://example.org/a "b"/wsss-nb'])
+def test_copies_keep_the_install_cell_and_take_an_address(tmp_path, address):
+    flags = ["--source", address] if address else []
+    assert main(["course", "--out", str(tmp_path), *flags]) == 0
+    for path in sorted(tmp_path.glob("*/*.ipynb")):
+        (cell,) = _cells(path, "install")
+        lines = [line for line in cell.source.splitlines() if line.startswith("source = ")]
+        assert len(lines) == 1 and '# @param {type:"string"}' in lines[0]
+        assert ast.literal_eval(lines[0].split(" = ", 1)[1]) == address
 
 
 def test_the_sources_stay_as_they_are(tmp_path):

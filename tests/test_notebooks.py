@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -88,6 +90,39 @@ class TestForm:
         text = path.read_text(encoding="utf-8")
         for place in ("home", "root", "Users", "work", "tmp"):
             assert f"/{place}/" not in text, place
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:6], ids=lambda path: path.stem)
+class TestInstall:
+    """On Colab the library is installed from the address one gives; everywhere else nothing happens."""
+
+    def _run(self, path, monkeypatch, source="", colab=False, installed=False):
+        calls = []
+        monkeypatch.setattr(subprocess, "run", lambda *args, **options: calls.append((args, options)))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+        if colab:
+            monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+        (cell,) = _tagged(_read(path), "install")
+        exec(cell.source.replace('source = ""', f"source = {source!r}"), {})
+        return calls
+
+    def test_it_comes_before_every_import_of_the_library(self, path):
+        cells = _code(_read(path))
+        (install,) = [i for i, cell in enumerate(cells) if "install" in cell.metadata.get("tags", [])]
+        assert install == 1 and not any("wsss_nb" in cell.source for cell in cells[:install])
+
+    @pytest.mark.parametrize(("colab", "installed"), [(False, False), (False, True), (True, True)])
+    def test_elsewhere_or_when_installed_it_does_nothing(self, path, monkeypatch, colab, installed):
+        assert self._run(path, monkeypatch, "git+https://example.org/x", colab, installed) == []
+
+    def test_on_colab_it_installs(self, path, monkeypatch):
+        (((command,), options),) = self._run(path, monkeypatch, "git+https://example.org/x", colab=True)
+        assert command == [sys.executable, "-m", "pip", "install", "--quiet", "git+https://example.org/x"]
+        assert options == {"check": True}
+
+    def test_on_colab_it_asks_for_an_address(self, path, monkeypatch):
+        with pytest.raises(ValueError, match="source: expected the repository as pip takes it"):
+            self._run(path, monkeypatch, colab=True)
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 import io
 import math
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from wsss_nb import widgets
@@ -414,6 +417,7 @@ def test_cam_picture():
     picture = widgets.render_cam(photo.image, cup, mask=photo.mask, rule="threshold:0.3", name="cup")
     assert 0.3 < picture.values["iou"] < 0.8 and 0 < picture.values["contour_f"] < 1
     assert "cup" in picture.alt and "threshold:0.3" in picture.alt
+    assert f"IoU {100 * picture.values['iou']:.1f}, contour F" in picture.alt, "as the picture says it"
     stricter = widgets.render_cam(photo.image, cup, mask=photo.mask, rule="threshold:0.8", name="cup")
     assert stricter.values["covered"] < picture.values["covered"]
     marked = widgets.render_cam(photo.image, cup, mask=photo.mask, rule="threshold:0.3", pooling="max")
@@ -433,6 +437,34 @@ def test_sampling_picture_shows_the_draws_that_the_loss_used():
     assert picture.values["drawn_mean"] == pytest.approx(expected, abs=0.1)
     other = widgets.render_sampling(*arguments, index=k, num_samples=200, name="zebrafish", seed=1)
     assert (other.pixels != picture.pixels).any()
+
+
+def test_outline_on_an_enlarged_image():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    line = (255, 0, 0)
+    large = maps.outlined(image, np.array([[0, 1], [0, 1]]), 4, line)
+    enlarged = np.kron(image, np.ones((4, 4, 1), np.uint8))
+    assert (large[:, 3:5] == line).all(), "one pixel on either side of the border"
+    np.testing.assert_array_equal(large[:, [0, 1, 2, 5, 6, 7]], enlarged[:, [0, 1, 2, 5, 6, 7]])
+
+
+def test_readme_shows_every_explorer_in_words_and_pictures():
+    root = Path(__file__).parent.parent
+    shown = dict(
+        (path, words)
+        for words, path in re.findall(r"!\[([^\]]+)\]\((figures/screenshots/[^)]+)\)", _text(root))
+    )
+    assert sorted(shown) == [
+        f"figures/screenshots/{name}.png" for name in ("cam", "sampling", "similarity", "walk")
+    ]
+    for path, words in shown.items():
+        assert len(words) > 60 and (root / path).stat().st_size < 250_000
+        with Image.open(root / path) as picture:
+            assert picture.width > 800
+
+
+def _text(root):
+    return (root / "README.md").read_text(encoding="utf-8")
 
 
 # --- shells ------------------------------------------------------------------------------------------------
@@ -585,6 +617,18 @@ def test_loss_plot_grows_in_place_and_ends_static(monkeypatch):
     assert shown == [image], "shown once, then updated"
     plot.show(_history(3))
     assert len(shown) == 2 and shown[1].data == widgets.render_history(_history(3), "training")
+
+
+def test_a_single_branch_is_not_numbered(monkeypatch):
+    labels = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda *args, **looks: labels.append(looks["label"]) or plot(*args, **looks)
+    )
+    row = {"epoch": 1, "step": 2, "seconds": 1.0}
+    widgets.render_history([{**row, "classification1": 0.5, "similarity": -0.1}])
+    widgets.render_history([{**row, "classification1": 0.5, "classification2": 0.4}])
+    assert labels == ["classification", "similarity", "classification1", "classification2"]
 
 
 def test_loss_plot_is_silent_when_headless(monkeypatch):

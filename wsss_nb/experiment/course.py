@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ __all__ = ["LESSONS", "make_course"]
 LESSONS = ("01", "02", "03", "04", "05", "06")
 """The notebooks with exercises, by their numbers."""
 
+_NO_SOURCE = 'source = ""  # @param'  # of the install cell, as it stands in the repository
 _ABOUT_SOLUTIONS = re.compile(r"\s*The solution is in the collapsed cell[^.]*\.")
 
 
-def make_course(notebooks: Path, out: Path) -> list[Path]:
+def make_course(notebooks: Path, out: Path, source: str = "") -> list[Path]:
     """Write ``out/student`` and ``out/teacher``: the lessons without outputs, and without or with solutions.
 
     Both come from the same source, in which every exercise (a cell tagged "exercise") is followed by its solution
@@ -27,6 +29,8 @@ def make_course(notebooks: Path, out: Path) -> list[Path]:
     Args:
         notebooks: folder of the numbered notebooks.
         out: folder to write to; files of the same names in it are replaced one by one.
+        source: where the copies' install cells get the library from on Colab, as pip takes it
+            (``git+https://...``); empty leaves it to whoever runs them.
 
     Returns:
         The files written.
@@ -49,7 +53,7 @@ def make_course(notebooks: Path, out: Path) -> list[Path]:
         for name, content in sources:
             path = out / kind / name
             with atomic_path(path) as temporary:
-                nbformat.write(_copy(content, kind == "teacher"), temporary)
+                nbformat.write(_copy(content, kind == "teacher", source), temporary)
             written.append(path)
     return written
 
@@ -66,7 +70,7 @@ def _check(name: str, content: Any) -> None:
         )
 
 
-def _copy(content: Any, solutions: bool) -> Any:
+def _copy(content: Any, solutions: bool, source: str) -> Any:
     import nbformat
 
     copy = nbformat.from_dict(content)
@@ -78,6 +82,8 @@ def _copy(content: Any, solutions: bool) -> Any:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop("jupyter", None)
+            if "install" in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace(_NO_SOURCE, f"source = {json.dumps(source)}  # @param")
         elif not solutions:
             cell.source = _ABOUT_SOLUTIONS.sub("", cell.source)
     return copy
