@@ -81,7 +81,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     _add_profile(cam)
     cam.add_argument(
-        "--lambda", dest="weight", type=fraction, default=1.0, metavar="FLOAT", help="Eq. 5; default: 1"
+        "--lambda",
+        dest="weight",
+        type=fraction,
+        metavar="FLOAT",
+        help="Eq. 5; default: the profile's refined_lambda",
     )
     cam.add_argument("--no-fsl", action="store_true", help="without the feature-similarity loss")
     cam.add_argument("--baseline", choices=("average", "seam"), help="train a baseline instead")
@@ -92,7 +96,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
             name, help=f"stage {name}", description=f"Train {name} and the stages it needs."
         )
         _add_profile(stage)
-        stage.add_argument("--method", choices=("ours", "seam"), default="ours", help="default: ours")
+        stage.add_argument(
+            "--method", choices=("ours", "seam"), help="default: the profile's first of refine"
+        )
         stage.set_defaults(handler=_train_stage)
 
 
@@ -182,12 +188,15 @@ def _sweep(options: argparse.Namespace) -> int:
 def _train_cam(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.state import run_lock
 
-    fsl = not options.no_fsl
-    name = options.baseline or f"lambda{options.weight:g}{'_fsl' if fsl else ''}"
     profile = _profile(options)
+    fsl = not options.no_fsl
+    weight = profile.refined_lambda if options.weight is None else options.weight
+    if profile.refine == ("seam",) and options.weight is None and fsl:
+        options.baseline = options.baseline or "seam"
+    name = options.baseline or f"lambda{weight:g}{'_fsl' if fsl else ''}"
     seed = profile.seeds[0] if options.seed is None else options.seed
     # A point outside the profile's grid is added to it; one inside must leave the profile as it is.
-    wanted = {"baselines": options.baseline} if options.baseline else {"lambdas": options.weight, "fsl": fsl}
+    wanted = {"baselines": options.baseline} if options.baseline else {"lambdas": weight, "fsl": fsl}
     for field, value in wanted.items():
         if value not in getattr(profile, field):
             profile = profile.model_copy(update={field: (*getattr(profile, field), value)})
@@ -204,7 +213,7 @@ def _train_stage(options: argparse.Namespace) -> int:
     with run_lock(options.out):
         run = _open(options, profile)
         train = run.train_affinitynet if options.stage == "affinitynet" else run.train_deeplab
-        row = train(options.method)
+        row = train(options.method or profile.refine[0] if profile.refine else "ours")
     _print_rows([row], options.out)
     return 0
 

@@ -15,7 +15,7 @@ from wsss_nb.crf import resolve_backend
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import Variant, grid, refined_variant
-from wsss_nb.experiment.preparation import prepare
+from wsss_nb.experiment.preparation import prepare, project_root
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.experiment.record import current_results, with_rows, write_results
 from wsss_nb.files import read_json
@@ -78,7 +78,10 @@ class Run:
         return self.profile.seam_inference if variant.method == "seam" else self.profile.inference
 
     def pretrain(self, on_epoch: OnEpoch | None = None) -> tuple[Path | None, str]:
-        """The classifier every run starts from, where the profile asks for one: its checkpoint and key."""
+        """What every network starts from, a file and its key: ImageNet weights, a classifier trained here, or nothing."""
+        given = self.prepared["weights"]
+        if given is not None:
+            return Path(given["path"]), given["sha256"]
         config = self.profile.pretrain
         if config is None:
             return None, ""
@@ -382,7 +385,7 @@ def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, ove
     ``data_root`` keeps the profile's. ``seed`` replaces the profile's seeds, unless it is the first of them or
     ``overrides`` name some.
     """
-    root = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
+    root = project_root()
     chosen = load_profile(profile, overrides)
     values: dict[str, Any] = {}
     if data_root:

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 CHECKPOINT = "checkpoint.pt"
+_NO_SCORE = 1e-5
 
 
 def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -92,14 +93,25 @@ def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:
     """Labels AffinityNet learns from, (h, w) int64 with 255 = unsure, out of the two CRF maps averaged to ``size``.
 
     Foreground where the map with amplified background still says foreground, background where the one with
-    weakened background still says background.
+    weakened background still says background; 255 also where there is no score, outside a crop.
     """
+    maps, labels_of = _crf_scores(path)
+    return labels_of(F.adaptive_avg_pool2d(maps, size))
+
+
+def _crf_scores(path: Path) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Both CRF maps of a file, (2 (n + 1), H, W), and what makes labels of their averages."""
     with np.load(path) as file:
         classes = torch.from_numpy(file["classes"]).long()
         maps = [torch.from_numpy(file[key].astype(np.float32)) for key in ("amplified", "weakened")]
-    amplified, weakened = (classes[F.adaptive_avg_pool2d(value, size).argmax(0)] for value in maps)
-    unsure = torch.full_like(amplified, 255)
-    return torch.where(amplified > 0, amplified, torch.where(weakened == 0, 0, unsure))
+
+    def labels_of(averages: Tensor) -> Tensor:
+        amplified, weakened = (classes[part.argmax(0)] for part in averages.chunk(2))
+        unsure = torch.full_like(amplified, 255)
+        labels = torch.where(amplified > 0, amplified, torch.where(weakened == 0, 0, unsure))
+        return torch.where(averages.sum(0) > _NO_SCORE, labels, unsure)
+
+    return torch.cat(maps), labels_of
 
 
 def _build(backbone: str, seed: int, weights: Path | None) -> Any:
@@ -123,7 +135,11 @@ def train_affinitynet(
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
     net = _build(backbone, seed, weights)
     device = pick_device()
-    wanted = Wanted(config.precision, target=lambda name, size: confident_labels(crf / f"{name}.npz", size))
+    wanted = Wanted(
+        config.precision,
+        target=lambda name, size: confident_labels(crf / f"{name}.npz", size),
+        scores=lambda name: _crf_scores(crf / f"{name}.npz"),
+    )
     loader = training_views(folder, net, config.views, config.batch_size, wanted)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:

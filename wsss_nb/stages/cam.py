@@ -88,9 +88,9 @@ def train_cam(
     Reads images and image-level labels only. mu and sigma are logged every epoch, fixed or learned.
     """
     net = build_cam_net(backbone, folder.num_classes, config, seed, weights)
-    similarity = FeatureSimilarityLoss(config.mu, config.sigma, learnable=config.learn_similarity).to(
-        pick_device()
-    )
+    similarity = FeatureSimilarityLoss(
+        config.mu, config.sigma, config.learn_similarity, config.similarity_normalization
+    ).to(pick_device())
     modules = nn.ModuleDict({"net": net, "similarity": similarity})
     paired = config.siamese or config.method == "seam"
     loader = training_views(

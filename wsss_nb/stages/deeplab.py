@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wsss_nb.crf import dense_crf_many
 from wsss_nb.data import VOCFolder, read_label_map, save_label_map
 from wsss_nb.models import create_deeplab
+from wsss_nb.similarity import feature_similarity_loss
 from wsss_nb.stages.affinitynet import crf_config
 from wsss_nb.stages.config import DeepLabConfig
 from wsss_nb.stages.loaders import training_views
@@ -45,7 +46,10 @@ def train_deeplab(
     weights: Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
 ) -> History:
-    """Cross-entropy (255 ignored) between the upsampled logits and ``pseudo_labels/NAME.png``."""
+    """Cross-entropy (255 ignored) between the upsampled logits and ``pseudo_labels/NAME.png``.
+
+    The extended release adds ``similarity_weight`` times the feature-similarity loss of the softmax, scaled as in stage 1.
+    """
     net = _build(backbone, folder.num_classes, seed, weights)
     device = pick_device()
 
@@ -58,13 +62,18 @@ def train_deeplab(
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         with training_precision(device, config.precision):
-            logits = net.from_frozen(batch.features, batch.images).float()
-        logits = F.interpolate(logits, batch.target.shape[-2:], mode="bilinear", align_corners=True)
-        return {"segmentation": F.cross_entropy(logits, batch.target, ignore_index=255)}
+            scores = net.from_frozen(batch.features, batch.images).float()
+        logits = F.interpolate(scores, batch.target.shape[-2:], mode="bilinear", align_corners=True)
+        losses = {"segmentation": F.cross_entropy(logits, batch.target, ignore_index=255)}
+        if config.similarity_weight > 0:
+            similarity = feature_similarity_loss(scores.softmax(1), batch.images, config.mu, config.sigma)
+            losses["similarity"] = 2 * config.similarity_weight * similarity
+        return losses
 
     return train(
         nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="DeepLab",
+        epochs=config.epochs, iterations=config.iterations, seed=seed, checkpoint=out / CHECKPOINT,
+        on_epoch=on_epoch, description="DeepLab",
     )  # fmt: skip
 
 

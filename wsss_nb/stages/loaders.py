@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,6 @@ from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.views import (
     Batch,
     CachedViews,
-    Target,
     Wanted,
     image_tensor,
     label_tensor,
@@ -33,10 +33,10 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     """Sample (epoch seed, index) -> augmented image and target; the draws depend on nothing but these two."""
 
     def __init__(
-        self, folder: VOCFolder, config: ViewsConfig, kind: Augmentation, target: Target | None
+        self, folder: VOCFolder, config: ViewsConfig, kind: Augmentation, wanted: Wanted, grid: list[int]
     ) -> None:
-        self.folder, self.kind, self.target = folder, kind, target
-        self.segmentation = SegmentationAugmentation(config.crop, flip=config.flip)
+        self.folder, self.kind, self.wanted, self.grid = folder, kind, wanted, grid
+        self.segmentation = SegmentationAugmentation(config.crop, config.zoom, config.flip, config.hsv)
         self.classification = CamAugmentation(config.crop, config.long_side, config.flip, config.jitter)
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -44,8 +44,13 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         name = self.folder.names[index]
         image = image_tensor(self.folder.image(name))
         size = (image.shape[1], image.shape[2])
-        target = torch.zeros(size, dtype=torch.long) if self.target is None else self.target(name, size)
         generator = seeded_generator(seed, index)
+        if self.wanted.scores is not None:
+            scores, labels_of = self.wanted.scores(name)
+            image, scores = self.classification(image, generator, scores)
+            return image, labels_of(F.adaptive_avg_pool2d(scores, self.grid))
+        wanted = self.wanted.target
+        target = torch.zeros(size, dtype=torch.long) if wanted is None else wanted(name, size)
         if self.kind == "segmentation":
             return self.segmentation(image, target, generator)
         return self.classification(image, generator, target)
@@ -55,7 +60,7 @@ class AugmentedViews:
     """Fresh augmentations of every image in every epoch (REFERENCE: resize, flip, jitter, crop).
 
     "classification" (CAM net, AffinityNet): long side drawn from ``config.long_side``, flip, colour jitter, random crop.
-    "segmentation" (DeepLab): random scale 0.5-1.5, flip, HSV shift, random crop. Draws are seeded per image and epoch,
+    "segmentation" (DeepLab): size times a draw from ``config.zoom``, HSV shift, random crop, flip. Draws are seeded per image and epoch,
     so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese pair is
     view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.
     """
@@ -78,7 +83,8 @@ class AugmentedViews:
             folder,
             config,
             "segmentation" if wanted.target_size == "image" else "classification",
-            wanted.target,
+            wanted,
+            [-(-config.crop // net.stride)] * 2,
         )
 
     def epoch(self, seed: int) -> Iterator[Batch]:
@@ -87,7 +93,12 @@ class AugmentedViews:
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
         samples = [[(seed, index) for index in batch] for batch in batches]
         pinned = self.device.type == "cuda"
-        loader = DataLoader(self.data, batch_sampler=samples, num_workers=self.workers, pin_memory=pinned)
+        # targets are read by closures, which only fork hands over
+        context = "fork" if self.workers and sys.platform == "linux" else None
+        loader = DataLoader(
+            self.data, batch_sampler=samples, num_workers=self.workers, pin_memory=pinned,
+            multiprocessing_context=context,
+        )  # fmt: skip
         for indices, (images, target) in zip(batches, loader, strict=True):
             yield self._batch(images.to(self.device, non_blocking=True), self.labels[indices], target)
 
@@ -99,8 +110,8 @@ class AugmentedViews:
             small_images = F.interpolate(images, size, mode="bilinear", align_corners=True)
             small_features = self._frozen(small_images)
         if self.wanted.target is not None:
-            labels_of_stage = target.to(self.device)
-            if self.wanted.target_size == "map":
+            labels_of_stage = target.to(self.device, non_blocking=True)
+            if self.wanted.target_size == "map" and self.wanted.scores is None:
                 grid = [-(-side // self.net.stride) for side in images.shape[-2:]]
                 maps = F.interpolate(labels_of_stage[:, None].float(), grid, mode="nearest-exact")
                 labels_of_stage = maps[:, 0].long()

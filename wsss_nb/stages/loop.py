@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -64,7 +65,7 @@ def _optimizer(
         for name, (lr, decay) in settings.items()
         if groups.get(name)
     ]
-    return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.momentum)
+    return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.effective_momentum)
 
 
 def _rise(step: int, total: int, share: float) -> float:
@@ -100,6 +101,7 @@ def train(
     epochs: int,
     seed: int,
     checkpoint: Path,
+    iterations: int | None = None,
     extra_groups: list[dict[str, Any]] | None = None,
     warmups: Mapping[str, float] = MappingProxyType({}),
     record: Callable[[], dict[str, float]] = dict,
@@ -118,6 +120,8 @@ def train(
         loader: batches of an epoch from a seed.
         objective: batch, generator -> named losses (scalars), already weighted.
         groups: parameters by ``pretrained_weights``, ``pretrained_biases``, ``new_weights``, ``new_biases``.
+        epochs: passes over the loader.
+        iterations: steps in all, in place of ``epochs``; the last epoch ends early.
         extra_groups: further groups in torch.optim's form, decayed by the same schedule.
         warmups: named losses whose weight rises linearly from 0 over this share of the steps.
         record: values to log once an epoch beside the losses (mu and sigma, say).
@@ -133,7 +137,8 @@ def train(
     """
     optimizer = _optimizer(groups, config, extra_groups or [])
     initial = [group["lr"] for group in optimizer.param_groups]
-    total = epochs * loader.steps
+    total = iterations or epochs * loader.steps
+    epochs = math.ceil(total / loader.steps)
     start = 0
     history: History = []
     if checkpoint.exists():
@@ -148,8 +153,9 @@ def train(
         generator = torch.Generator(device).manual_seed(epoch_seed(seed, epoch))
         modules.train()
         sums: dict[str, float] = {}
+        steps = min(loader.steps, total - epoch * loader.steps)
         batches = progress(
-            loader.epoch(epoch_seed(seed, epoch)), f"{description} {epoch + 1}/{epochs}", loader.steps
+            islice(loader.epoch(epoch_seed(seed, epoch)), steps), f"{description} {epoch + 1}/{epochs}", steps
         )
         for index, batch in enumerate(batches):
             step = epoch * loader.steps + index
@@ -171,10 +177,16 @@ def train(
             optimizer.step()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-        means = {name: value / loader.steps for name, value in sums.items()}
+        means = {name: value / steps for name, value in sums.items()}
         seconds = time.monotonic() - begun
         history.append(
-            {"epoch": epoch + 1, "step": (epoch + 1) * loader.steps, **means, **record(), "seconds": seconds}
+            {
+                "epoch": epoch + 1,
+                "step": epoch * loader.steps + steps,
+                **means,
+                **record(),
+                "seconds": seconds,
+            }
         )
         with atomic_path(checkpoint) as temporary:
             state = {

@@ -22,6 +22,7 @@ from wsss_nb.stages.steps import step_key
 __all__ = ["Batch", "CachedViews", "Target", "Wanted", "image_tensor", "label_tensor", "training_precision"]
 
 Target = Callable[[str, tuple[int, int]], Tensor]
+Scores = Callable[[str], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 
 class Batch(NamedTuple):
@@ -44,12 +45,15 @@ class Wanted:
         small_scale: also view 2 of the siamese pair, at this fraction of view 1.
         target: name, size -> (h, w) labels of a stage, cropped and mirrored along with the image.
         target_size: whether ``target`` belongs to the "map" or to the "image".
+        scores: name -> scores (C, H, W) and what makes labels (h, w) of their averages over the cells of the map. Where
+            it is given, augmented views crop and mirror these in place of ``target``.
     """
 
     precision: str = "float32"
     small_scale: float | None = None
     target: Target | None = None
     target_size: Literal["map", "image"] = "map"
+    scores: Scores | None = None
 
 
 def image_tensor(image: np.ndarray) -> Tensor:
