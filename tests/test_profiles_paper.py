@@ -10,7 +10,7 @@ from wsss_nb.experiment.grid import grid, refined_variant
 from wsss_nb.experiment.pipeline import Run
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.models.registry import BACKBONES
-from wsss_nb.stages.loop import _optimizer
+from wsss_nb.stages.loop import build_optimizer
 from wsss_nb.stages.steps import step_key
 
 PROFILES = ("paper", "icam", "seam")
@@ -103,7 +103,7 @@ def test_the_optimiser_that_comes_of_it(name: str) -> None:
     ):  # fmt: skip
         found = [
             (group["lr"], group["weight_decay"], group["momentum"])
-            for group in _optimizer(groups, config.optimizer, []).param_groups
+            for group in build_optimizer(groups, config.optimizer, []).param_groups
         ]
         decays = (5e-4, 0, 5e-4, 0)
         assert found == [

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,22 @@ def _profile(options: argparse.Namespace) -> Profile:
     return profile
 
 
+def _lock(out: Path) -> AbstractContextManager[None]:
+    """The run folder's lock; of several processes the main one holds it."""
+    from wsss_nb.experiment.state import run_lock
+    from wsss_nb.stages.processes import processes
+
+    return run_lock(out) if processes().is_main else nullcontext()
+
+
+def _alone(command: str) -> None:
+    from wsss_nb.errors import InputError
+    from wsss_nb.stages.processes import launched
+
+    if launched() > 1:
+        raise InputError(f"{command}: expected one process, got {launched()}; several do `train` together")
+
+
 def _open(options: argparse.Namespace, profile: Profile) -> Run:
     from wsss_nb.experiment.pipeline import open_run
 
@@ -133,6 +150,7 @@ def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
     from wsss_nb.experiment.state import run_lock
 
+    _alone("run")
     profile = _profile(options)
     from_files = {
         name: value for path in options.parameter_files for name, value in parameters_in(path).items()
@@ -178,6 +196,7 @@ def _run(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.state import run_lock
 
+    _alone("sweep")
     profile = _profile(options)
     with run_lock(options.out):
         rows = _open(options, profile).train_cams()
@@ -186,8 +205,6 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _train_cam(options: argparse.Namespace) -> int:
-    from wsss_nb.experiment.state import run_lock
-
     profile = _profile(options)
     fsl = not options.no_fsl
     weight = profile.refined_lambda if options.weight is None else options.weight
@@ -200,17 +217,15 @@ def _train_cam(options: argparse.Namespace) -> int:
     for field, value in wanted.items():
         if value not in getattr(profile, field):
             profile = profile.model_copy(update={field: (*getattr(profile, field), value)})
-    with run_lock(options.out):
+    with _lock(options.out):
         row = _open(options, profile).train_cam(name, seed)
     _print_rows([row], options.out)
     return 0
 
 
 def _train_stage(options: argparse.Namespace) -> int:
-    from wsss_nb.experiment.state import run_lock
-
     profile = _profile(options)
-    with run_lock(options.out):
+    with _lock(options.out):
         run = _open(options, profile)
         train = run.train_affinitynet if options.stage == "affinitynet" else run.train_deeplab
         row = train(options.method or profile.refine[0] if profile.refine else "ours")

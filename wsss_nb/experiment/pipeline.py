@@ -22,6 +22,7 @@ from wsss_nb.files import read_json
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 from wsss_nb.stages.loop import History, progress
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.protocols import affinitynet_protocol, cam_protocol, deeplab_protocol
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
 from wsss_nb.stages.steps import run_step
@@ -363,7 +364,8 @@ class Run:
         return current_results(self.out, self.profile, self.prepared, self.train, self.val)
 
     def _record(self, section: str, rows: list[dict[str, Any]]) -> None:
-        write_results(self.out, with_rows(self.results(), section, rows))
+        if processes().is_main:
+            write_results(self.out, with_rows(self.results(), section, rows))
 
 
 def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -402,8 +404,11 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
         InputError: as :func:`prepare`, or the folder is not writable.
     """
     out = Path(out_dir).resolve()
-    prepare(profile, out)
+    if processes().is_main:
+        prepare(profile, out)
+    processes().wait()
     torch.set_num_threads(profile.threads)
     run = Run(profile, out)
-    write_results(out, run.results())
+    if processes().is_main:
+        write_results(out, run.results())
     return run

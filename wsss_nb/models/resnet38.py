@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Taps, conv_norm
+from wsss_nb.models.dropout import Dropout2d
 
 __all__ = ["ResNet38"]
 
@@ -51,7 +52,7 @@ class _Bottleneck(nn.Module):
         self.bn_branch2b1 = nn.BatchNorm2d(outputs // 4)
         self.conv_branch2b1 = nn.Conv2d(outputs // 4, outputs // 2, 3, 1, 4, 4, bias=False)
         self.bn_branch2b2 = nn.BatchNorm2d(outputs // 2)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = Dropout2d(dropout)
         self.conv_branch2b2 = nn.Conv2d(outputs // 2, outputs, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
 

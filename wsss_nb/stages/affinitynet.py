@@ -19,8 +19,10 @@ from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net
 from wsss_nb.pseudo_labels import add_background, parse_background_rule, walk_cam
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
+from wsss_nb.stages.engine import prepare_network
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
@@ -67,7 +69,8 @@ def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
     processes; files that exist are kept. Each file holds ``classes`` (0 first), ``amplified`` and ``weakened``
     (n + 1, H, W) float16.
     """
-    todo = [name for name in folder.names if not (out / f"{name}.npz").exists()]
+    mine = processes().share(folder.names)
+    todo = [name for name in mine if not (out / f"{name}.npz").exists()]
     alphas = (config.alpha_amplified, config.alpha_weakened)
 
     def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -87,6 +90,7 @@ def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
                 amplified=amplified.astype(np.float16),
                 weakened=weakened.astype(np.float16),
             )
+    processes().wait()
 
 
 def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:
@@ -134,6 +138,7 @@ def train_affinitynet(
 ) -> History:
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
     net = _build(backbone, seed, weights)
+    prepare_network(net, config)
     device = pick_device()
     wanted = Wanted(
         config.precision,
@@ -146,11 +151,16 @@ def train_affinitynet(
         with training_precision(device, config.precision):
             features = net.from_frozen(batch.features, batch.images).float()
         labels = affinity_labels(batch.target, radius=config.radius)
-        return {"affinity": affinity_loss(pair_affinity(features, radius=config.radius), labels)}
+        pairs = pair_affinity(features, radius=config.radius)
+        return {"affinity": affinity_loss(pairs, labels, correction=batch.correction)}
+
+    def counts(batch: Any) -> Tensor:
+        return torch.stack([kind.sum() for kind in affinity_labels(batch.target, radius=config.radius)])
 
     return train(
         nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="AffinityNet",
+        epochs=config.epochs, precision=config.precision, accumulate=config.accumulate, counts=counts, seed=seed,
+        checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="AffinityNet",
     )  # fmt: skip
 
 
@@ -182,9 +192,10 @@ def write_pseudo_labels(
     net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
 ) -> None:
     """Random walk on every image of the split, argmax, ``out/NAME.png``; files that exist are kept."""
-    for name in progress(folder.names, f"random walk {folder.split}"):
+    for name in progress(processes().share(folder.names), f"random walk {folder.split}"):
         if (out / f"{name}.png").exists():
             continue
         classes, cam = load_cam_file(cams / f"{name}.npz")
         best = walk(net, folder.image(name), cam, config).argmax(0).cpu().numpy()
         save_label_map(out / f"{name}.png", np.concatenate([[0], classes])[best].astype(np.uint8))
+    processes().wait()

@@ -75,13 +75,24 @@ class ViewsConfig(Config):
 
 
 class TrainingConfig(Config):
-    """What the training of every stage can be told."""
+    """What the training of every stage can be told.
+
+    ``batch_size`` counts the images of a step over all processes and parts.
+    """
 
     epochs: Count = 8
     batch_size: Count = 8
     optimizer: OptimizerConfig = OptimizerConfig()
     views: ViewsConfig = ViewsConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of convolutions and matrix products, in training and inference; the losses are float32",
+    )
+    accumulate: Count = Field(
+        1, description="parts a process computes its rows of a batch in, to save memory"
+    )
+    channels_last: bool = Field(True, description="memory layout of the convolutions in training")
+    compile: bool = Field(False, description="torch.compile of the trained part of the network")
 
 
 class PretrainConfig(TrainingConfig):

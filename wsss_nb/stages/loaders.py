@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from wsss_nb.data import VOCFolder
 from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator
 from wsss_nb.stages.config import ViewsConfig
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.views import (
     Batch,
     CachedViews,
@@ -23,6 +24,7 @@ from wsss_nb.stages.views import (
     label_tensor,
     training_precision,
 )
+from wsss_nb.workers import WorkerDiedError
 
 __all__ = ["AugmentedViews", "training_views"]
 
@@ -33,7 +35,12 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     """Sample (epoch seed, index) -> augmented image and target; the draws depend on nothing but these two."""
 
     def __init__(
-        self, folder: VOCFolder, config: ViewsConfig, kind: Augmentation, wanted: Wanted, grid: list[int]
+        self,
+        folder: VOCFolder,
+        config: ViewsConfig,
+        kind: Augmentation,
+        wanted: Wanted,
+        grid: tuple[int, int],
     ) -> None:
         self.folder, self.kind, self.wanted, self.grid = folder, kind, wanted, grid
         self.segmentation = SegmentationAugmentation(config.crop, config.zoom, config.flip, config.hsv)
@@ -57,12 +64,12 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 class AugmentedViews:
-    """Fresh augmentations of every image in every epoch (REFERENCE: resize, flip, jitter, crop).
+    """Fresh augmentations of every image in every epoch.
 
     "classification" (CAM net, AffinityNet): long side drawn from ``config.long_side``, flip, colour jitter, random crop.
-    "segmentation" (DeepLab): size times a draw from ``config.zoom``, HSV shift, random crop, flip. Draws are seeded per image and epoch,
-    so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese pair is
-    view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.
+    "segmentation" (DeepLab): size times a draw from ``config.zoom``, HSV shift, random crop, flip. Draws are seeded per
+    image and epoch, so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese
+    pair is view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.
     """
 
     def __init__(
@@ -84,13 +91,18 @@ class AugmentedViews:
             config,
             "segmentation" if wanted.target_size == "image" else "classification",
             wanted,
-            [-(-config.crop // net.stride)] * 2,
+            (-(-config.crop // net.stride), -(-config.crop // net.stride)),
         )
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Batches of one epoch, a pure function of ``seed``."""
+        """Batches of one epoch, a pure function of ``seed``; this process's rows of them.
+
+        Raises:
+            WorkerDiedError: a process that loads images ended.
+        """
+        first, last = processes().rows(self.batch_size)
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).tolist()
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
+        batches = [order[i * self.batch_size :][first:last] for i in range(self.steps)]
         samples = [[(seed, index) for index in batch] for batch in batches]
         pinned = self.device.type == "cuda"
         # targets are read by closures, which only fork hands over
@@ -99,8 +111,19 @@ class AugmentedViews:
             self.data, batch_sampler=samples, num_workers=self.workers, pin_memory=pinned,
             multiprocessing_context=context,
         )  # fmt: skip
-        for indices, (images, target) in zip(batches, loader, strict=True):
-            yield self._batch(images.to(self.device, non_blocking=True), self.labels[indices], target)
+        loaded = iter(loader)
+        for indices in batches:
+            try:
+                images, target = next(loaded)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise WorkerDiedError(
+                    "loading images: a worker process died (out of memory?); the last checkpoint is kept, the same "
+                    "command carries on"
+                ) from error
+            labels = self.labels[indices].pin_memory() if pinned else self.labels[indices]
+            yield self._batch(images.to(self.device, non_blocking=True), labels, target)
 
     def _batch(self, images: Tensor, labels: Tensor, target: Tensor) -> Batch:
         features = self._frozen(images)
@@ -115,7 +138,8 @@ class AugmentedViews:
                 grid = [-(-side // self.net.stride) for side in images.shape[-2:]]
                 maps = F.interpolate(labels_of_stage[:, None].float(), grid, mode="nearest-exact")
                 labels_of_stage = maps[:, 0].long()
-        return Batch(images, features, labels.to(self.device), small_images, small_features, labels_of_stage)
+        labels = labels.to(self.device, non_blocking=True)
+        return Batch(images, features, labels, small_images, small_features, labels_of_stage)
 
     def _frozen(self, images: Tensor) -> Tensor:
         with torch.no_grad(), training_precision(self.device, self.wanted.precision):

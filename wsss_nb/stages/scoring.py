@@ -12,6 +12,7 @@ import torch
 from wsss_nb.coverage import PartCoverage
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.metrics import ContourFScore, MeanIoU
+from wsss_nb.stages.processes import processes
 
 __all__ = ["part_coverage", "score_label_maps"]
 
@@ -25,7 +26,7 @@ def score_label_maps(
     """mIoU and contour F of ``predictions/NAME.png`` against the masks of ``folder``.
 
     mIoU is the mean over the classes that occur in a mask or a prediction of the split; contour F the mean over the
-    foreground classes that occur in a mask. All counts are summed over the split first.
+    foreground classes that occur in a mask. All counts are summed over the split first, and over the processes.
 
     Returns:
         ``protocol``, ``miou``, ``contour_f`` (fractions), ``iou`` (K, null where the class does not occur), ``f`` (K - 1),
@@ -33,7 +34,11 @@ def score_label_maps(
     """
     area = MeanIoU(folder.num_classes)
     contour = ContourFScore(folder.num_classes, void=void, present_only=True)
-    for name in folder.names:
+    crew = processes()
+    if crew.count > 1:  # torchmetrics adds the states up, where the processes' network reaches them
+        area.to(crew.device)
+        contour.to(crew.device)
+    for name in crew.share(folder.names):
         target = torch.from_numpy(folder.mask(name).astype(np.int64))
         prediction = torch.from_numpy(read_label_map(predictions / f"{name}.png").astype(np.int64))
         area.update(prediction, target)
