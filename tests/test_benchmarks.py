@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from wsss_nb import cli
+from wsss_nb import cli, widgets
 from wsss_nb.affinity import pair_indices, random_walk
 from wsss_nb.benchmarks import measure as measuring
 from wsss_nb.benchmarks.measure import Row, Setup, extra_memory, interleaved, measure, table
@@ -34,6 +36,9 @@ TARGETS = {
     "contour": {"speed_up": 20},
     "walk": {"speed_up": 50, "memory_share": 1 / 20},
     "inference": {"speed_up": 2},
+    "inference-float32": {"speed_up": 1},
+    "slider-similarity": {"milliseconds": 150},
+    "slider-threshold": {"milliseconds": 150},
 }
 
 
@@ -47,7 +52,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_every_row_has_its_targets() -> None:
     assert {name: dict(row.targets) for name, row in ROWS.items()} == TARGETS
     for row in ROWS.values():
-        assert row.against
+        assert row.targets and bool(row.against) != ("milliseconds" in row.targets)
         assert ("time_per_growth" in row.targets) == (row.growth is not None)
 
 
@@ -187,6 +192,44 @@ def test_growth_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     missed = judged(monkeypatch, row, [6.4, 1.0], [1001.0, 1.0])
     assert [entry["met"] for entry in missed["targets"].values()] == [False, False]
     assert "| 6.4x as long for 4x the work, 1001 MB, 1.6x the time per pixel x window |" in table([missed])
+
+
+def test_a_bound_on_the_time_itself_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row("drag", lambda: Setup(lambda: 1), targets={"milliseconds": 150})
+    met = judged(monkeypatch, row, [0.149], [3.0])
+    assert met["targets"] == {"milliseconds": {"target": 150, "measured": pytest.approx(149), "met": True}}
+    missed = judged(monkeypatch, row, [0.151], [3.0])
+    assert missed["targets"]["milliseconds"]["met"] is False
+    lines = table([met, missed]).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].endswith("| 149 ms | at most 150 ms | yes |")
+
+
+@pytest.mark.parametrize("name", ["slider-similarity", "slider-threshold"])
+def test_a_dragged_slider_gives_a_new_whole_picture_each_time(name: str) -> None:
+    work = ROWS[name].setup().ours
+    pictures = [work() for _ in range(4)]
+    assert len(set(pictures)) == 4
+    sizes = {Image.open(io.BytesIO(picture)).size for picture in pictures}
+    assert len(sizes) == 1 and min(sizes.pop()) > 250
+
+
+def test_the_threshold_is_dragged_on_a_photograph_of_the_stated_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    render = widgets.explorers.render_cam
+
+    def spy(image: np.ndarray, *args: Any, **settings: Any) -> Any:
+        picture = render(image, *args, **settings)
+        seen.append((image.shape, settings["rule"], set(picture.values)))
+        return picture
+
+    monkeypatch.setattr(widgets.explorers, "render_cam", spy)
+    work = ROWS["slider-threshold"].setup().ours
+    seen.clear()
+    work()
+    work()
+    assert [shape for shape, _, _ in seen] == [(375, 500, 3)] * 2 and seen[0][1] != seen[1][1]
+    assert seen[0][2] == {"covered", "iou", "contour_f"}
 
 
 # ---------------------------------------------------------------- the command

@@ -221,6 +221,7 @@ def notebook(path: Path, source: str) -> None:
 
 def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write = "import json, os, pathlib\ncommand = os.environ['WSSS_NB_COMMAND']\n"
+    write += "assert json.loads(pathlib.Path(out_dir, 'run.json').read_text())['command'] == command\n"
     write += "values = [profile, data_root, seed, overrides, command]\n"
     notebook(
         tmp_path / "books/04_a.ipynb",
@@ -242,6 +243,7 @@ def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path
 
     assert cli.main(command) == 0
     assert "0 notebooks run, 2 up to date" in capsys.readouterr().out
+    assert json.loads(Path("mine/run.json").read_text()) == known, "who made it, not who looked last"
     count = len(opened)
     assert cli.main([*command, "--only", "07"]) == 0
     assert len(opened) == count, "drawing from results needs no data"

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from wsss_nb import crf
-from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_many, dense_crf_torch
+from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_many, dense_crf_torch, resolve_backend
 from wsss_nb.workers import WorkerDiedError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -251,9 +251,9 @@ def test_rounding_just_above_one_is_no_error():
 
 def test_other_options_are_refused():
     with pytest.raises(
-        ValueError, match=r"backend: expected one of \('auto', 'pydensecrf', 'torch'\), got 'cuda'"
+        ValueError, match=r"backend: expected one of \('auto', 'pydensecrf', 'torch', 'cuda'\), got 'tpu'"
     ):
-        dense_crf(IMAGE, SCORES, backend="cuda")
+        dense_crf(IMAGE, SCORES, backend="tpu")
     for cell in (-1, 0.01, 5, float("nan")):
         with pytest.raises(ValueError, match=r"cell: expected 0 or a number in \[0\.05, 4\], got"):
             dense_crf_torch(IMAGE, SCORES, cell=cell)
@@ -359,6 +359,31 @@ def test_auto_falls_back_to_torch_where_pydensecrf_is_missing(monkeypatch):
         dense_crf(image, probabilities, backend="pydensecrf")
     with pytest.raises(ImportError, match="pydensecrf2"):
         dense_crf_many([(image, probabilities)], backend="pydensecrf")
+
+
+def test_auto_is_the_gpu_where_its_kernels_run(monkeypatch):
+    """The GPU is a stand-in: what is computed where is the point, its kernels' numbers are in test_triton_crf."""
+    devices = []
+    on_cpu = dense_crf_torch
+
+    def on_gpu(image, probabilities, config, device):
+        devices.append(device)
+        return on_cpu(image, probabilities, config)
+
+    image, probabilities = scene()
+    assert resolve_backend("auto") == "pydensecrf"
+    with pytest.raises(ImportError, match="backend: expected a GPU on which Triton's kernels run"):
+        dense_crf(image, probabilities, backend="cuda")
+    monkeypatch.setattr(crf, "_gpu_runs_kernels", lambda: True)
+    monkeypatch.setattr(crf, "dense_crf_torch", on_gpu)
+    monkeypatch.setattr(crf, "stream_results", lambda *_: pytest.fail("a GPU does not need worker processes"))
+    expected = on_cpu(image, probabilities, FAST)
+    jobs = [(image, probabilities), (image, probabilities)]
+    results = [dense_crf(image, probabilities, **vars(FAST)), *dense_crf_many(jobs, FAST, workers=2)]
+    assert devices == ["cuda"] * 3
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+    assert resolve_backend("pydensecrf") == "pydensecrf" and resolve_backend("torch") == "torch"
 
 
 def test_workers_of_the_native_backend_start_without_torch():

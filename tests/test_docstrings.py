@@ -29,6 +29,8 @@ SHAPE = re.compile(
     r"\((?:\.\.\.|[A-Zn][\w+*-]*)(?:, (?:\.\.\.|[A-Zhnw\d][\w+* -]*))*,?\)|[Ss]calar|\(\.\.\.\)"
 )
 SOURCE = re.compile(r"Eq\. \d|Section \d|Sec\. \d|Algorithm \d|[Pp]aper|[Rr]elease|Perazzi")
+PUBLISHED, RELEASED = re.compile(r"[Pp]aper|[Pp]ubli|et al\."), re.compile(r"[Rr]elease")
+FORMULA = re.compile(r" [=~] |<-|\\sum|\|.*\||\w_\w")
 UNITS = {
     "sigma": "pixel", "offsets": "pixel", "radius": "pixel", "tolerance": "pixel", "height": "pixel",
     "width": "pixel", "bilateral_sxy": "pixel", "gaussian_sxy": "pixel", "bilateral_srgb": "grey levels",
@@ -108,7 +110,8 @@ def test_docstring_says_everything(module: ModuleType, name: str) -> None:
     thing = getattr(module, name)
     assert SHAPE.search(text) or not takes_arrays(thing), "shapes"
     assert SOURCE.search(text), "where it comes from"
-    assert re.search(r"[Pp]aper|[Rr]elease", text), "how paper and release stand to it"
+    assert PUBLISHED.search(text) and RELEASED.search(text), "how paper and release stand to it"
+    assert FORMULA.search(text.partition("\nArgs:")[0]) or not takes_arrays(thing), "the equation"
     assert section(text, "Example").lstrip().startswith(">>> "), "an example"
     if name in RAISING[module.__name__]:
         assert re.search(r"^ {4}\w+(Error|Exception): ", section(text, "Raises"), re.MULTILINE), "Raises"

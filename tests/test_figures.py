@@ -17,8 +17,10 @@ from fake_run import make_fake_run
 from matplotlib.text import Text
 from PIL import Image
 
+from wsss_nb.code_version import modules_behind
 from wsss_nb.data.palette import colorize
 from wsss_nb.errors import InputError
+from wsss_nb.experiment.notebooks import read_notebook
 from wsss_nb.figures import (
     FIGURES,
     background_threshold,
@@ -603,6 +605,62 @@ def many_classes(tmp_path_factory):
     return load_run(make_fake_run(folder, num_classes=51, num_val=100, **options))
 
 
+def test_single_runs_stand_beside_the_mean(run):
+    figure, _ = figure_2(run)
+    for axes in figure.axes:
+        singles = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+        sides = {}
+        for line in singles:
+            if line.get_marker() != "*":
+                away = line.get_xdata() - np.round(line.get_xdata() * 2) / 2  # from lambda 0, 0.5, 1
+                assert np.abs(away).min() >= 0.02
+                sides[line.get_marker()] = np.sign(away).tolist()
+        assert sides == {"o": [-1.0] * 6, "s": [1.0] * 6}, (
+            "on two sides, so that they do not cover each other"
+        )
+
+
+@pytest.mark.parametrize("width", ["double", "single"])
+def test_marks_of_one_class_do_not_cover_each_other(changed, width):
+    def all_the_same(results):
+        for entry in [*results["cam"], *results["stages"]]:
+            entry["scores"]["iou"] = [0.5] * 4
+            entry["parts"] = {"head": 0.5, "body": 0.5, "background": 0.5}
+
+    run = changed(all_the_same)
+    for spec in (per_class, coverage):
+        figure, _ = spec(run, width=width)
+        axes = figure.axes[0]
+        marks = [container.lines[0] for container in axes.containers]
+        assert len(marks) >= 3
+        pixels = np.array([axes.transData.transform(mark.get_xydata())[:, 1] for mark in marks])
+        apart = -np.diff(pixels, axis=0).max()
+        assert apart >= 0.95 * marks[0].get_markersize() * figure.dpi / 72, spec.name
+        bands = [patch.get_extents() for patch in axes.patches]  # every other row is on grey
+        for row, ys in enumerate(pixels.T):
+            inside = [band for band in bands if band.y0 < ys.min() and ys.max() < band.y1]
+            assert len(inside) == (row % 2 == 0), "a mark lies in its own row"
+
+
+def test_class_numbers_keep_clear_of_the_score(run):
+    _, arrays = figure_1(run, names=["val_0000"])
+    maps = np.zeros(SIZE, np.uint8)
+    maps[-10:, -9:] = 1  # deepest under the score, but thick enough left of it
+    maps[-8:, 3:-9] = 1
+    maps[:9, :9] = 2
+    arrays["panel_0_1"] = maps
+    figure = FIGURES["figure_1"].redraw(arrays)
+    axes = next(axes for axes in figure.axes if len(axes.get_images()) and "max pooling" in axes.get_title())
+    renderer = figure.canvas.get_renderer()
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in axes.texts}
+    score = boxes.pop(f"{arrays['score'][0, 1]:.0f}")
+    assert set(boxes) == {"1", "2"}
+    assert not any(box.overlaps(score) for box in boxes.values())
+    maps[:, :-9] = 0  # now there is no other place, and the number is better there than nowhere
+    figure = FIGURES["figure_1"].redraw(arrays)
+    assert "1" in {text.get_text() for text in figure.axes[1].texts}
+
+
 # Files
 
 
@@ -829,6 +887,71 @@ def test_notebook_runs_from_its_folder(name, run_dir, tmp_path, monkeypatch, not
 @pytest.fixture(scope="module")
 def notebooks(request):
     return request.config.rootpath / "notebooks"
+
+
+def nothing_run(results):
+    results["cam"], results["stages"] = [], []
+
+
+def cams_of_one_seed(results):
+    results["cam"] = [cam for cam in results["cam"] if cam["seed"] == 0]
+    results["stages"] = []
+
+
+def baselines_only(results):
+    results["cam"] = [cam for cam in results["cam"] if cam["method"] != "sampling"]
+    results["stages"] = []
+
+
+def later_stages_only(results):
+    results["cam"] = []
+    results["data"]["root"] = "/not/copied"
+
+
+@pytest.mark.parametrize(
+    ("edit", "drawn"),
+    [
+        (nothing_run, set()),
+        (cams_of_one_seed, set(FIGURES)),
+        (baselines_only, {"figure_1", "coverage", "cost"}),
+        (later_stages_only, {"per_class", "confusion", "cost"}),
+    ],
+)
+def test_notebooks_run_to_their_end_whatever_a_run_has_not_got(
+    edit, drawn, changed, notebooks, capsys, monkeypatch
+):
+    run = changed(edit)
+    monkeypatch.setattr("IPython.display.display", lambda *shown, **how: None)
+    for place in ("store.figure_bytes", "figure_png"):  # what is drawn counts, not its files
+        monkeypatch.setattr(f"wsss_nb.figures.{place}", lambda *figure: b"picture")
+    for name in ("07_figures", "08_tables"):
+        scope = {"__name__": "__main__"}
+        for cell in nbformat.read(notebooks / f"{name}.ipynb", as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, name, "exec"), scope)
+                if "parameters" in cell.metadata.get("tags", []):
+                    scope["run_dir"] = str(run.folder)
+    made = {path.stem for path in (run.folder / "figures").glob("*.json")}
+    tables = {"table_1", "table_2", *({"table_sweep"} if run.results.cam else ())}
+    tables |= {"table_cost"} if drawn else set()
+    assert made == tables | {f"{figure}{size}" for figure in drawn for size in ("", "_single")}
+    said = capsys.readouterr().out
+    for figure in set(FIGURES) - drawn:
+        assert f"{figure}: not drawn. " in said
+    assert "table_1: not made" not in said
+
+
+@pytest.mark.parametrize("name", ["07_figures", "08_tables"])
+def test_notebooks_that_draw_import_nothing_that_trains(name, notebooks):
+    behind = modules_behind(*read_notebook(notebooks / f"{name}.ipynb").modules)
+    assert {"wsss_nb.figures", "wsss_nb.results"} <= set(behind)
+    training = (
+        "wsss_nb.stages",
+        "wsss_nb.models",
+        "wsss_nb.experiment.pipeline",
+        "wsss_nb.experiment.runner",
+    )
+    assert not [module for module in behind if module.startswith(training)]
 
 
 @pytest.mark.parametrize("name", ["07_figures", "08_tables"])

@@ -117,6 +117,10 @@ HEAD = struct.pack("<QQQ", 0x112, 0, 1)
             HEAD + struct.pack("<Iiiq", 0xF993FAC9, 0, 1, -5) + bytes(40),
             "sizes of at least 0 .* got \\(-5,\\)",
         ),
+        (
+            HEAD + struct.pack("<Iii3q3i", 0xF993FAC9, 0, 3, 0, 1 << 62, 1 << 62, 1, 0, 0) + bytes(40),
+            "sizes up to 2147483648 together",
+        ),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 0, 1 << 30) + bytes(40), "1 to 32 dimensions .* 1073741824"),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 0, -1) + bytes(40), "1 to 32 dimensions for array 0, got -1"),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 1, 1) + bytes(40), "dense storage .* got 1"),

@@ -13,6 +13,7 @@ from wsss_nb.cli import main
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import OURS, grid, refined_variant
 from wsss_nb.experiment.profiles import PROFILES, Profile, load_profile
+from wsss_nb.stages.affinitynet import crf_config
 from wsss_nb.stages.config import CamConfig
 
 
@@ -132,13 +133,16 @@ def test_values_of_every_kind() -> None:
         ("cam=3", "cam: "),
         ("cam=null", "cam: "),
         # out of range
-        ("cam.weight=1.2", "cam.weight: Input should be less than or equal to 1, got 1.2"),
+        ("cam.weight=0.3", "cam.weight: expected lambdas to say so, got 0.3"),
+        ("seam.method=paper", "seam.method: expected baselines to say so, got 'paper'"),
         ("lambdas=[0,1.2]", "lambdas.1: Input should be less than or equal to 1, got 1.2"),
         ("cam.epochs=0", "cam.epochs: Input should be greater than or equal to 1, got 0"),
         ("cam.optimizer.learning_rate=-1", "cam.optimizer.learning_rate: Input should be greater than 0, got -1"),
         ("cam.optimizer.momentum=1", "cam.optimizer.momentum: Input should be less than 1, got 1"),
         ("cam.similarity_weight=.inf", "cam.similarity_weight: Input should be a finite number, got inf"),
         ("cam.mu=.nan", "cam.mu: "),
+        ("affinitynet.crf.bilateral_sxy=0.01", "affinitynet.crf.bilateral_sxy: "),
+        ("deeplab.crf.gaussian_compat=1e7", "deeplab.crf.gaussian_compat: "),
         ("cam.views.sizes=[[48,0]]", "cam.views.sizes.0.1: "),
         ("cam.pooling=mean", "cam.pooling: Input should be 'max' or 'average', got 'mean'"),
         ("backbone=vgg", "backbone: "),
@@ -164,6 +168,21 @@ def test_contradicting_fields() -> None:
         load_profile("quick", "lambdas=[] baselines=[]")
     with pytest.raises(InputError, match="quick: expected imagenet_weights or pretrain, got both"):
         load_profile("quick", "imagenet_weights=a.params")
+
+
+def test_learned_mu_and_sigma_start_inside_their_range() -> None:
+    assert load_profile("quick", "cam.mu=6").cam.mu == 6
+    for name, value, bounds in (("mu", 6, "-4 < mu < 6"), ("sigma", 0.5, "0.5 < sigma < 20")):
+        with pytest.raises(InputError, match=f"cam: .*expected {bounds} where it is learned, got {value}"):
+            load_profile("quick", f"cam.learn_similarity=true cam.{name}={value}")
+
+
+def test_what_crf_settings_a_profile_takes_the_crf_takes() -> None:
+    for name in ("bilateral_sxy", "bilateral_srgb", "gaussian_sxy", "bilateral_compat", "gaussian_compat"):
+        lowest, highest = (0, 1e6) if name.endswith("compat") else (0.1, 1e5)
+        for value in (lowest, highest):
+            crf = load_profile("quick", f"affinitynet.crf.{name}={value}").affinitynet.crf
+            assert getattr(crf_config(crf), name) == value
 
 
 def test_contradicting_overrides() -> None:

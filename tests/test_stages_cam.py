@@ -1,14 +1,19 @@
-"""Stage 1's inference: one image's CAM from its views."""
+"""Stage 1's inference, one image's CAM from its views, and what stage 2 takes of it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from wsss_nb.errors import InputError
+from wsss_nb.models import create_affinity_net
+from wsss_nb.stages.affinitynet import image_affinity, load_cam_file
 from wsss_nb.stages.cam import build_cam_net, foreground_cam
-from wsss_nb.stages.config import CamConfig, InferenceConfig
+from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 
 CONFIG = CamConfig(siamese=False, dropout=0.0)
 
@@ -48,3 +53,21 @@ def test_the_cam_is_the_mean_over_scales_and_flips() -> None:
     expected = torch.cat(maps).mean(0).numpy()
     np.testing.assert_allclose(found[[1, 3]], expected, atol=1e-6)
     assert not found[[0, 2]].any() and expected.std() > 1e-3
+
+
+def test_stage_two_takes_each_pixels_best_class_stretched_to_one(tmp_path: Path) -> None:
+    cam = np.array([[[0.2, 0.1]], [[0.1, 0.4]]], np.float16)
+    np.savez_compressed(tmp_path / "a.npz", classes=np.array([3, 7]), cam=cam)
+    classes, found = load_cam_file(tmp_path / "a.npz")
+    assert classes.tolist() == [3, 7] and found.dtype == np.float32
+    np.testing.assert_allclose(found, [[[1, 0]], [[0, 1]]], atol=1e-3)
+    np.savez_compressed(tmp_path / "b.npz", classes=classes, cam=found.astype(np.float16))
+    np.testing.assert_allclose(load_cam_file(tmp_path / "b.npz")[1], found, atol=1e-3)
+
+
+def test_a_map_too_small_for_pairs_is_refused() -> None:
+    net = create_affinity_net("tiny").eval()
+    with pytest.raises(
+        InputError, match=r"image: expected a shorter side .* at least 5 pixels, got 16 pixels"
+    ):
+        image_affinity(net, np.zeros((16, 64, 3), np.uint8), AffinityNetConfig())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +103,17 @@ def test_cached_views_mirror_image_and_target_together(folder: VOCFolder, net: t
     assert batch.target is not None
     difference = (batch.images.mean(1) * 255 - batch.target).abs()
     assert difference.max() < 1.5
+
+
+def test_kept_views_belong_to_the_weights_that_made_them(folder: VOCFolder, tmp_path: Path) -> None:
+    config = ViewsConfig(cached=True, sizes=((32, 32),), flip=False)
+
+    def features(change: float) -> torch.Tensor:
+        net = create_cam_net("efficientnet_lite0", 6).eval()
+        net.backbone.get_parameter("_conv_stem.weight").data.mul_(1 + change)
+        return CachedViews(folder, net, config, 2, cache=tmp_path).views[(32, 32), False][1]
+
+    first, again = features(0), features(0)
+    assert torch.equal(first, again) and len(list(tmp_path.glob("*.pt"))) == 1
+    other = features(0.01)
+    assert not torch.equal(first, other) and len(list(tmp_path.glob("*.pt"))) == 2

@@ -331,5 +331,7 @@ def _compact_order(points: Tensor) -> Tensor:
 
 
 def probe(device: torch.device) -> None:
-    """Compile and run the smaller kernel once, or raise what the compiler or the driver raises."""
+    """Compile and run each kernel once, or raise what the compiler or the driver raises."""
     GaussianSum(torch.zeros(1, 1, 1, device=device))(torch.ones(1, 1, 1, device=device)).cpu()
+    map_ = torch.ones(1, 1, 1, 1, device=device)
+    pair_sums(map_, map_, c=1.0, sigma=1.0, reach=1.0, with_scalars=True)[0].cpu()

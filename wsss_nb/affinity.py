@@ -42,7 +42,7 @@ class AffinityLabels(NamedTuple):
         >>> AffinityLabels(*torch.eye(3)).negative
         tensor([0., 0., 1.])
 
-    Ahn and Kwak (2018), Sec. 3.2: P+_bg, P+_fg and P-; their release keeps the same three.
+    Ahn and Kwak (2018), Sec. 3.2: P+_bg, P+_fg and P-; publication and release agree.
     """
 
     background: Tensor
@@ -84,7 +84,7 @@ def pair_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
 def fitting_radius(radius: int, height: int, width: int) -> int:
     """The radius used on an H x W map: ``radius``, or (side - 1) // 2 where the shorter side < 2 radius + 1.
 
-    This is the release's rule for small images; every function here follows it.
+    This is the release's rule for small images, which the paper does not mention; every function here follows it.
 
     Args:
         radius: wanted radius, in pixels of the map.
@@ -126,6 +126,8 @@ def pair_indices(radius: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     Example:
         >>> start, end = pair_indices(2, 5, 5); start.tolist(), end[:, 0].tolist()
         ([1, 2, 3, 6, 7, 8, 11, 12, 13, 16, 17, 18], [2, 5, 6, 7])
+
+    The release's order of pairs (AffinityNet's, Ahn and Kwak 2018, Sec. 3.2; in neither of the two papers).
     """
     radius = fitting_radius(radius, height, width)
     index = torch.arange(height * width).reshape(height, width)

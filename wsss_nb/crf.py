@@ -1,9 +1,9 @@
 """Dense CRF (Krähenbühl and Koltun, NIPS 2011): scores pulled to the edges of the image.
 
-Two backends share one definition: the native ``pydensecrf`` (permutohedral lattice) and a torch version that
-needs no compiler (Gaussian sums over merged source pixels). The native code ends the whole process on some
-parameters; they are refused here first. It also runs in processes of its own, always in
-:func:`dense_crf_many` and in notebooks in :func:`dense_crf`, so that no crash ends the caller's.
+Three backends share one definition: the native ``pydensecrf`` (permutohedral lattice), a torch version that
+needs no compiler (Gaussian sums over merged source pixels), and fused kernels on a GPU (exact sums). The native
+code ends the whole process on some parameters; they are refused here first. It also runs in processes of its own,
+always in :func:`dense_crf_many` and in notebooks in :func:`dense_crf`, so that no crash ends the caller's.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from wsss_nb.workers import stream_results
+from wsss_nb.workers import Workers, stream_results
 
 if TYPE_CHECKING:  # worker processes of the native backend start without torch
     import torch
     from torch import Tensor
 
-__all__ = ["Backend", "CRFConfig", "dense_crf", "dense_crf_many", "dense_crf_torch"]
+__all__ = ["Backend", "CRFConfig", "dense_crf", "dense_crf_many", "dense_crf_torch", "resolve_backend"]
 
-Backend: TypeAlias = Literal["auto", "pydensecrf", "torch"]
-"""Which code computes: native, torch, or the native one if it is installed."""
+Backend: TypeAlias = Literal["auto", "pydensecrf", "torch", "cuda"]
+"""Which code computes: native, torch on the CPU, Triton's kernels on a GPU, or "auto", see :func:`resolve_backend`."""
 
 LOWEST_PROBABILITY = 1e-5  # scores are clipped here, as in pydensecrf.utils.unary_from_softmax
 LARGEST_COORDINATE = 4000  # image side / sxy from which the native code's 16-bit lattice overflows
@@ -115,7 +115,8 @@ def dense_crf(
         bilateral_compat: its weight.
         gaussian_sxy: width in pixels of the kernel over position only.
         gaussian_compat: its weight.
-        backend: "pydensecrf", "torch" (:func:`dense_crf_torch`), or "auto": the first if installed.
+        backend: "pydensecrf", "torch" or "cuda" (:func:`dense_crf_torch` on the CPU or a GPU), or "auto"
+            (:func:`resolve_backend`).
         isolated: run the native code in a process of its own, so that a crash in it is a ``RuntimeError``
             here, at the price of starting it. None: in notebooks and consoles; a script would need the guard
             of :func:`dense_crf_many`.
@@ -127,14 +128,14 @@ def dense_crf(
         RuntimeError: the process of its own died.
         ValueError: parameters outside the ranges of :class:`CRFConfig`, shapes, dtypes or scores not as
             above, NaN, or an image side above 4000 times the smaller sxy.
-        ImportError: backend "pydensecrf" and the package is not installed.
+        ImportError: backend "pydensecrf" and the package is not installed, or "cuda" and no GPU runs the kernels.
 
     Example:
         >>> scores = np.stack([np.full((8, 8), 0.4), np.full((8, 8), 0.6)])
         >>> dense_crf(np.zeros((8, 8, 3), np.uint8), scores).argmax(0).min().item()
         1
 
-    Paper and release call pydensecrf, the "pydensecrf" backend here; how far "torch" differs from it is
+    Paper and release call pydensecrf, the "pydensecrf" backend here; how far the others differ from it is
     measured in :func:`dense_crf_torch`.
     """
     config = CRFConfig(
@@ -150,7 +151,7 @@ def dense_crf(
 def dense_crf_many(
     jobs: Iterable[tuple[np.ndarray, np.ndarray]],
     config: CRFConfig | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     backend: Backend = "auto",
 ) -> Generator[np.ndarray, None, None]:
     """:func:`dense_crf` of many images in worker processes, one result per job, in order.
@@ -164,7 +165,8 @@ def dense_crf_many(
     Args:
         jobs: (image, probabilities) as in :func:`dense_crf`.
         config: parameters; the default ones if None.
-        workers: number of processes; 0 computes in this process.
+        workers: number of processes, or a cluster whose tasks are an image each; 0 computes in this process, as
+            the backend "cuda" always does.
         backend: see :func:`dense_crf`.
 
     Yields:
@@ -173,7 +175,7 @@ def dense_crf_many(
     Raises:
         ValueError: ``workers`` below 0, or a job that is not valid; the message gives its number from 0.
         RuntimeError: a worker process died.
-        ImportError: backend "pydensecrf" and the package is not installed.
+        ImportError: as :func:`dense_crf`.
 
     Example:
         >>> jobs = [(np.zeros((4, 4, 3), np.uint8), np.full((2, 4, 4), 0.5))]
@@ -182,19 +184,21 @@ def dense_crf_many(
 
     Paper and release agree with the result; how the work is spread is ours.
     """
-    if not (isinstance(workers, int) and workers >= 0):
+    if not (hasattr(workers, "stream") or (isinstance(workers, int) and workers >= 0)):
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
     return _stream(jobs, config or CRFConfig(), workers, resolve_backend(backend))
 
 
 def _stream(
-    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: int, backend: Backend
+    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: Workers, backend: Backend
 ) -> Generator[np.ndarray, None, None]:
     arguments = ((*job, config, backend) for job in _checked_jobs(jobs, config))
-    if workers == 0:
+    if workers == 0 or backend == "cuda":
         yield from (_infer(*job) for job in arguments)
         return
-    threads = max(1, multiprocessing.cpu_count() // workers) if backend == "torch" else None
+    threads = None
+    if backend == "torch" and isinstance(workers, int):
+        threads = max(1, multiprocessing.cpu_count() // workers)
     yield from stream_results(_infer, arguments, workers, threads, "dense CRF")
 
 
@@ -204,8 +208,8 @@ def _in_a_session() -> bool:
 
 
 def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, backend: Backend) -> np.ndarray:
-    if backend == "torch":
-        return dense_crf_torch(image, probabilities, config)
+    if backend != "pydensecrf":
+        return dense_crf_torch(image, probabilities, config, device="cuda" if backend == "cuda" else "cpu")
     from pydensecrf.densecrf import DenseCRF2D
 
     classes, height, width = probabilities.shape
@@ -374,13 +378,44 @@ def _bins(points: Tensor, sizes: Tensor) -> Tensor:
 
 
 def resolve_backend(backend: Backend) -> Backend:
-    """Which code "auto" stands for here; ValueError or ImportError where the backend cannot be had."""
+    """Which code a backend stands for here.
+
+    "auto" is "cuda" where Triton's kernels run on a GPU, else "pydensecrf" if installed, else "torch".
+
+    Args:
+        backend: see :data:`Backend`.
+
+    Returns:
+        "pydensecrf", "torch" or "cuda".
+
+    Raises:
+        ValueError: no such backend.
+        ImportError: the backend cannot be had here.
+
+    Example:
+        >>> resolve_backend("torch")
+        'torch'
+
+    Paper and release know pydensecrf only.
+    """
     if backend not in get_args(Backend):
         raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
     installed = importlib.util.find_spec("pydensecrf") is not None
     if backend == "pydensecrf" and not installed:
         raise ImportError("backend: expected the package pydensecrf2 to be installed, or backend='torch'")
+    if backend in ("auto", "cuda") and _gpu_runs_kernels():
+        return "cuda"
+    if backend == "cuda":
+        raise ImportError("backend: expected a GPU on which Triton's kernels run, or backend='pydensecrf'")
     return backend if backend != "auto" else "pydensecrf" if installed else "torch"
+
+
+def _gpu_runs_kernels() -> bool:
+    import torch
+
+    from wsss_nb._pairwise import fused_kernels
+
+    return torch.cuda.is_available() and fused_kernels(torch.device("cuda")) is not None
 
 
 def _checked_jobs(

@@ -83,6 +83,8 @@ class BackgroundRule:
     Example:
         >>> str(BackgroundRule("power", 4))
         'power:4'
+
+    The paper (Section 4.1) names "power" with 2 and 4 only.
     """
 
     name: str
@@ -121,7 +123,7 @@ def parse_background_rule(text: str | BackgroundRule) -> BackgroundRule:
         >>> parse_background_rule("threshold").value
         0.15
 
-    Defaults are the release's.
+    Defaults are the release's; the paper names alpha for the CRF maps only.
     """
     if isinstance(text, BackgroundRule):
         return text

@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 from wsss_nb._pairwise import MU_LIMIT, pairwise_form
 
 __all__ = [
+    "MU_RANGE",
+    "SIGMA_RANGE",
     "FeatureSimilarityLoss",
     "Normalization",
     "dissimilarity",
@@ -23,6 +25,11 @@ __all__ = [
 
 Normalization = Literal["pixels", "pairs"]
 """What the sum over pairs is divided by: HW (the release, twice this loss) or (HW)^2 (the paper)."""
+
+MU_RANGE = (-4.0, 6.0)
+"""Where a learned mu stays."""
+SIGMA_RANGE = (0.5, 20.0)
+"""Where a learned sigma stays, in pixels."""
 
 
 def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
@@ -71,11 +78,13 @@ def similarity_weight(delta: Tensor, mu: float | Tensor) -> Tensor:
         >>> similarity_weight(torch.tensor([0.0, 0.5, 1.0]), mu=0.0)
         tensor([-1.,  0.,  1.])
 
-    The release adds 1e-5 to numerator and denominator of the logit, which the closed form makes unnecessary.
+    Paper: Eq. 8, undefined at delta = 0 and 1. Release: 1e-5 added to numerator and denominator of the logit, which
+    the closed form makes unnecessary.
     """
-    mu = torch.as_tensor(mu, dtype=delta.dtype, device=delta.device).clamp(-MU_LIMIT, MU_LIMIT)
-    far, near = torch.exp(mu) * delta.square(), torch.exp(-mu) * (1 - delta).square()
-    return (far - near) / (far + near)
+    precise = delta.float() if delta.dtype in (torch.float16, torch.bfloat16) else delta
+    mu = torch.as_tensor(mu, dtype=precise.dtype, device=delta.device).clamp(-MU_LIMIT, MU_LIMIT)
+    far, near = torch.exp(mu) * precise.square(), torch.exp(-mu) * (1 - precise).square()
+    return ((far - near) / (far + near)).to(delta.dtype)
 
 
 def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
@@ -91,7 +100,7 @@ def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
         w, (...), sums to about one over the plane.
 
     Raises:
-        ValueError: the last dimension is not 2.
+        ValueError: the last dimension is not 2, or sigma is not positive.
 
     Example:
         >>> spatial_weight(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), sigma=5.0)
@@ -101,6 +110,8 @@ def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
     """
     if offsets.shape[-1:] != (2,):
         raise ValueError(f"offsets: expected (..., 2), got {tuple(offsets.shape)}")
+    if not isinstance(sigma, Tensor) and not 0 < sigma < math.inf:
+        raise ValueError(f"sigma: expected one positive number, got {sigma}")
     sigma = torch.as_tensor(sigma, dtype=offsets.dtype, device=offsets.device)
     return torch.exp(-offsets.square().sum(dim=-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
 
@@ -207,8 +218,8 @@ class FeatureSimilarityLoss(nn.Module):
         sigma: float = 5.0,
         learnable: bool = False,
         normalization: Normalization = "pixels",
-        mu_range: tuple[float, float] = (-4.0, 6.0),
-        sigma_range: tuple[float, float] = (0.5, 20.0),
+        mu_range: tuple[float, float] = MU_RANGE,
+        sigma_range: tuple[float, float] = SIGMA_RANGE,
     ) -> None:
         super().__init__()
         if not math.isfinite(mu):

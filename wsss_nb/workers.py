@@ -1,4 +1,4 @@
-"""Worker processes that die with their parent, and computing with a fixed number of threads."""
+"""Work in processes that die with their parent or on a cluster, and computing with a fixed number of threads."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-__all__ = ["WorkerDiedError", "fixed_threads", "follow_parent", "stream_results", "worker_pool"]
+if TYPE_CHECKING:
+    from wsss_nb.cluster import Cluster
+
+__all__ = [
+    "WorkerDiedError",
+    "Workers",
+    "finished_results",
+    "fixed_threads",
+    "follow_parent",
+    "stream_results",
+]
 
 Result = TypeVar("Result")
+Workers: TypeAlias = "int | Cluster"
+"""Where work is spread to: a number of processes of this machine (0 = this process), or a Ray cluster."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -25,7 +37,7 @@ class WorkerDiedError(RuntimeError):
 
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Compute with ``threads`` threads in this block, as a worker of :func:`worker_pool` would."""
+    """Compute with ``threads`` threads in this block, as a worker of :func:`finished_results` would."""
     import torch
 
     before = torch.get_num_threads()
@@ -50,31 +62,61 @@ def follow_parent(parent: int) -> None:
 def _start(parent: int, threads: int) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers by itself
     os.environ["WSSS_NB_HEADLESS"] = "1"
     torch.set_num_threads(threads)
     follow_parent(parent)
 
 
-def worker_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
-    """A pool of fresh (spawned) processes, each computing with ``threads`` threads.
+def finished_results(
+    function: Callable[..., Result],
+    jobs: Mapping[str, tuple[Any, ...]],
+    workers: Workers,
+    name: str,
+    *,
+    gpu: bool = False,
+) -> Generator[tuple[str, Result], None, None]:
+    """``function(*job)`` of every job, ``workers`` at a time in fresh processes: (key, result) as they finish.
 
-    The number of threads is fixed because it changes the order of floating-point sums: the same seed gives
-    the same weights however many workers there are.
+    Each computes with one thread, because the number of threads changes the order of floating-point sums: the
+    same seed gives the same weights however many workers there are, on this machine or on a cluster's.
+
+    Args:
+        function: importable by the workers.
+        jobs: its arguments; the keys name the jobs.
+        workers: number of processes; 0 computes in this process, a cluster makes each job a task.
+        name: of the work, for the error.
+        gpu: whether a job on a cluster wants a GPU.
+
+    Raises:
+        WorkerDiedError: a worker ended without an answer.
     """
-    if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}")
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(os.getpid(), threads),
-    )
+    if not isinstance(workers, int):
+        yield from workers.finished(function, jobs, name, gpu=gpu)
+        return
+    if workers == 0:
+        with fixed_threads(1):
+            yield from ((key, function(*job)) for key, job in jobs.items())
+        return
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs) or 1), spawn, _start, (os.getpid(), 1))
+    try:
+        keys = {pool.submit(function, *job): key for key, job in jobs.items()}
+        for future in as_completed(keys):
+            yield keys[future], future.result()
+    except BrokenProcessPool as error:
+        raise WorkerDiedError(
+            f"{name}: a worker process was killed (out of memory?); what is finished is kept, the same command "
+            "carries on"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def stream_results(
     function: Callable[..., Result],
     jobs: Iterable[tuple[Any, ...]],
-    workers: int,
+    workers: Workers,
     threads: int | None,
     name: str,
 ) -> Generator[Result, None, None]:
@@ -87,13 +129,16 @@ def stream_results(
     Args:
         function: importable by the workers.
         jobs: its arguments.
-        workers: number of processes, at least 1.
+        workers: number of processes, at least 1, or a cluster, whose tasks have one thread.
         threads: of torch in each; None where ``function`` does not use torch, which then is not imported.
         name: of the work, for the error.
 
     Raises:
         WorkerDiedError: a worker ended without an answer.
     """
+    if not isinstance(workers, int):
+        yield from workers.stream(function, jobs, name)
+        return
     spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's and Jupyter's threads
     pool = ProcessPoolExecutor(workers, spawn, _start_streaming, (os.getpid(), threads))
     waiting: deque[Future[Result]] = deque()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from wsss_nb.benchmarks.references import (
 )
 from wsss_nb.metrics import contour_matches
 from wsss_nb.similarity import feature_similarity_loss
+
+if TYPE_CHECKING:
+    from wsss_nb.widgets import Explorer
 
 __all__ = ["ROWS", "pixels_times_window"]
 
@@ -124,7 +129,7 @@ def _walk() -> Setup:
     )
 
 
-def _inference() -> Setup:
+def _inference(precision: Literal["float32", "bfloat16"]) -> Setup:
     from skimage import data
 
     from wsss_nb.models import create_cam_net
@@ -137,12 +142,48 @@ def _inference() -> Setup:
     labels = np.zeros(21, np.uint8)
     labels[[0, 8, 15]] = 1
     inference = InferenceConfig(max_normalize=False)
-    config = CamConfig(siamese=False, precision="bfloat16")
+    config = CamConfig(siamese=False, precision=precision)
     return Setup(
         lambda: foreground_cam(net, image, labels, config, inference),
         lambda: one_view_at_a_time(net, image, labels, inference.scales),
         lambda ours, theirs: _close([ours], [theirs], tolerance=0.05),
     )
+
+
+def _dragged(explorer: Explorer, *sliders: Any) -> Setup:
+    """One move of a slider, from its value to the encoded picture, as the kernel does it while one drags."""
+    turns = itertools.count()
+
+    def work() -> bytes:
+        control, turn = sliders[(number := next(turns)) % len(sliders)], number // len(sliders)
+        middle = (control.min + control.max) / 2
+        before = explorer.picture.value
+        control.value = middle + control.step * (turn % 20 - 10)
+        picture: bytes = explorer.picture.value
+        if picture == before:
+            raise AssertionError(f"{control.description}: expected another picture, got the same")
+        return picture
+
+    return Setup(work)
+
+
+def _similarity_sliders() -> Setup:
+    from wsss_nb.widgets import SimilarityExplorer
+
+    explorer = SimilarityExplorer("coffee", size=56)
+    return _dragged(explorer, explorer.mu, explorer.sigma)
+
+
+def _threshold_slider() -> Setup:
+    from wsss_nb.widgets import CamExplorer, class_logits, load_photo
+
+    explorer = CamExplorer("coffee")
+    photo = load_photo("coffee", short_side=375)
+    assert photo.mask is not None
+    image, mask = photo.image[:, :500], photo.mask[:, :500]
+    explorer.photo = dataclasses.replace(photo, image=image, mask=mask)
+    explorer.logits = class_logits(image, stride=16)
+    return _dragged(explorer, explorer.threshold)
 
 
 ROWS: dict[str, Row] = {
@@ -165,7 +206,19 @@ ROWS: dict[str, Row] = {
         _walk, "dense matrix, squared 6 times", {"speed_up": 50, "memory_share": 1 / 20},
     ),
     "inference": Row(
-        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips",
-        _inference, "one view at a time in float32", {"speed_up": 2},
+        "multi-scale CAMs, EfficientNet-Lite0, 451x300, 4 scales with flips, bfloat16",
+        lambda: _inference("bfloat16"), "one view at a time in float32", {"speed_up": 2},
+    ),
+    "inference-float32": Row(
+        "the same in float32, as the profiles have it",
+        lambda: _inference("float32"), "one view at a time in float32", {"speed_up": 1},
+    ),
+    "slider-similarity": Row(
+        "slider to picture: mu and sigma on a 56x56 map, six panels and scores",
+        _similarity_sliders, targets={"milliseconds": 150},
+    ),
+    "slider-threshold": Row(
+        "slider to picture: threshold on a 500x375 photograph, three panels and scores",
+        _threshold_slider, targets={"milliseconds": 150},
     ),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_nb.cli.parser import Parser, fraction, fractions, limits, words
+from wsss_nb.errors import InputError
 
 if TYPE_CHECKING:
     from wsss_nb.experiment.pipeline import Run
@@ -36,6 +37,19 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     add_profile_flags(parser, Profile)
 
 
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on a Ray cluster (extra: cluster)")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS",
+        help="where sweep, CRF and scores run: auto, local, HOST:PORT or ray://HOST:PORT; all machines must see "
+        "the run's folder and the data under the same paths; default: this machine's processes",
+    )  # fmt: skip
+    group.add_argument(
+        "--ray-gpus", type=float, metavar="FLOAT",
+        help="GPUs of each training of the sweep, where the cluster has any: a share or a whole number; default: 1",
+    )  # fmt: skip
+
+
 def _add_lambdas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lambda", dest="weights", type=fractions, metavar="FLOAT,...", help="same as --lambdas"
@@ -45,6 +59,7 @@ def _add_lambdas(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the flags of ``run``."""
     _add_profile(parser)
+    _add_cluster(parser)
     _add_lambdas(parser)
     parser.add_argument("--figures", metavar="DIR", help="copy the figures and tables there when all is done")
     parser.add_argument("--notebooks", metavar="DIR", help="folder of the numbered notebooks")
@@ -70,6 +85,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the flags of ``sweep``."""
     _add_profile(parser)
+    _add_cluster(parser)
     _add_lambdas(parser)
     parser.set_defaults(handler=_sweep)
 
@@ -97,6 +113,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
             name, help=f"stage {name}", description=f"Train {name} and the stages it needs."
         )
         _add_profile(stage)
+        _add_cluster(stage)
         stage.add_argument(
             "--method", choices=("ours", "seam"), help="default: the profile's first of refine"
         )
@@ -139,6 +156,13 @@ def _alone(command: str) -> None:
 def _open(options: argparse.Namespace, profile: Profile) -> Run:
     from wsss_nb.experiment.pipeline import open_run
 
+    address, gpus = getattr(options, "ray_address", None), getattr(options, "ray_gpus", None)
+    if address is not None:
+        from wsss_nb.cluster import use_cluster
+
+        use_cluster(address, gpus)
+    elif gpus is not None:
+        raise InputError("--ray-gpus: expected together with --ray-address, got it alone")
     return open_run(profile, options.out)
 
 
@@ -149,6 +173,7 @@ def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.provenance import COMMAND, command_line, write_manifest
     from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
     from wsss_nb.experiment.state import run_lock
+    from wsss_nb.files import read_json, write_json
 
     _alone("run")
     profile = _profile(options)
@@ -171,11 +196,18 @@ def _run(options: argparse.Namespace) -> int:
     os.environ[COMMAND] = command_line()
     with run_lock(options.out):
         data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None
+        note = options.out / "run.json"
+        earlier = read_json(note) if note.is_file() else None
+        if plan.needs_data:
+            write_manifest(note, profile, data_hash=data_hash)  # what is drawn below names it
         outcomes = run_notebooks(plan)
+        stages = {need for notebook in plan.notebooks for need in notebook.needs}
+        if plan.needs_data and all(o.status == "current" for o in outcomes if o.name in stages):
+            note.unlink()  # this command made nothing the scores depend on
+            if earlier is not None:
+                write_json(note, earlier)
         failed = [outcome for outcome in outcomes if outcome.status in {"failed", "waits"}]
         if not failed:
-            if plan.needs_data:
-                write_manifest(options.out / "run.json", profile, data_hash=data_hash)
             if options.keep_outputs:
                 for notebook in plan.notebooks:
                     if notebook.name in plan.chosen:
@@ -228,7 +260,7 @@ def _train_stage(options: argparse.Namespace) -> int:
     with _lock(options.out):
         run = _open(options, profile)
         train = run.train_affinitynet if options.stage == "affinitynet" else run.train_deeplab
-        row = train(options.method or profile.refine[0] if profile.refine else "ours")
+        row = train(options.method or (profile.refine or ("ours",))[0])
     _print_rows([row], options.out)
     return 0
 

@@ -137,7 +137,8 @@ def evaluate_checkpoint(
     elif network == "affinitynet":
         assert cams is not None
         source, made = _cams(cams, folder, profile, out / "cams", method)
-        protocol = {**affinitynet_protocol(walk), **common, "cams": made}
+        inference = None if cams.is_dir() else _cam_settings(profile, method)[1]
+        protocol = {**affinitynet_protocol(walk, inference), **common, "cams": made}
         _walks(checkpoint, folder, walk, source, out / "maps", made)
     else:
         _segmentations(checkpoint, folder, profile, out / "maps")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from wsss_nb.cluster import requested_cluster
 from wsss_nb.crf import resolve_backend
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
@@ -26,7 +26,7 @@ from wsss_nb.stages.processes import processes
 from wsss_nb.stages.protocols import affinitynet_protocol, cam_protocol, deeplab_protocol
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
 from wsss_nb.stages.steps import run_step
-from wsss_nb.workers import WorkerDiedError, fixed_threads, worker_pool
+from wsss_nb.workers import Workers, finished_results, fixed_threads
 
 __all__ = ["Run", "open_notebook_run", "open_run"]
 
@@ -40,9 +40,10 @@ class Run:
     step or a row of steps: what is up to date is skipped, what was killed is resumed.
     """
 
-    def __init__(self, profile: Profile, out: Path) -> None:
+    def __init__(self, profile: Profile, out: Path, workers: Workers | None = None) -> None:
         self.profile = profile
         self.out = out
+        self.workers: Workers = profile.workers if workers is None else workers
         self.prepared = read_json(out / "data" / "prepared.json")
         root = out / self.prepared["root"]
         self.train = self._folder(root, profile.data.train_split)
@@ -59,6 +60,9 @@ class Run:
     def _scoring(self) -> dict[str, Any]:
         """What a score depends on beside the label maps."""
         return {"scoring": self.prepared["code"]["scoring"], "void": self.profile.data.void}
+
+    def _scores(self, label_maps: Path, protocol: dict[str, Any]) -> dict[str, Any]:
+        return score_label_maps(self.val, label_maps, protocol, self.profile.data.void, self.workers)
 
     # Stage 1
 
@@ -88,7 +92,11 @@ class Run:
             return None, ""
         seed = self.profile.seeds[0]
         inputs = self._inputs(
-            "cam", config=config.model_dump(mode="json"), backbone=self.profile.backbone, seed=seed
+            "cam",
+            config=config.model_dump(mode="json"),
+            backbone=self.profile.backbone,
+            seed=seed,
+            threads=self.profile.threads,
         )
         folder = self.out / "pretrain"
 
@@ -134,7 +142,7 @@ class Run:
             )
             cam.infer_cams(net, self.val, config, inference, out)
             protocol = {**cam_protocol(config, inference), "seed": seed}
-            scores = score_label_maps(self.val, out, protocol, self.profile.data.void)
+            scores = self._scores(out, protocol)
             return {"scores": scores, "parts": part_coverage(self.val, out)}
 
         inputs = self._inputs("scoring", inference=inference.model_dump(mode="json"), void=self.profile.data.void,
@@ -155,36 +163,27 @@ class Run:
         return self.variants[name]
 
     def train_cams(self) -> list[dict[str, Any]]:
-        """The whole grid, ``workers`` points at a time in processes of one thread each.
+        """The whole grid, ``workers`` points at a time in processes of one thread each, or each a task of a cluster.
 
         Raises:
-            WorkerDiedError: a process was killed; finished points are kept.
+            WorkerDiedError: a process was killed (on a cluster: again and again); finished points are kept.
         """
         self.pretrain()
         points = [(name, seed) for seed in self.profile.seeds for name in self.variants]
         rows: dict[tuple[str, int], dict[str, Any]] = {}
         longest_first = sorted(points, key=lambda point: self.variants[point[0]].method != "seam")
-        pool = worker_pool(self.profile.workers, threads=1)
-        try:
-            futures = {
-                pool.submit(_train_point, self.profile, self.out, *point): point for point in longest_first
-            }
-            for future in progress(as_completed(futures), "CAM networks", len(points)):
-                point, row = futures[future], future.result()
-                rows[point] = row
+        jobs = {f"{name} seed {seed}": (self.profile, self.out, name, seed) for name, seed in longest_first}
+        with closing(
+            finished_results(_train_point, jobs, self.workers, "CAM networks", gpu=True)
+        ) as finished:
+            for label, row in progress(finished, "CAM networks", len(points)):
+                rows[row["variant"], row["seed"]] = row
                 scores, seconds = row["scores"], row["cost"]["seconds"]
                 print(
-                    f"{point[0]} seed {point[1]}: mIoU {100 * scores['miou']:.1f}, "
+                    f"{label}: mIoU {100 * scores['miou']:.1f}, "
                     f"contour F {100 * scores['contour_f']:.1f} ({seconds:.0f} s)",
                     flush=True,
                 )
-        except BrokenProcessPool as error:
-            raise WorkerDiedError(
-                "a training process was killed (out of memory?); finished points are kept, the same command "
-                "carries on"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
         done = [rows[point] for point in points]
         self._record("cam", done)
         return done
@@ -216,7 +215,7 @@ class Run:
                         cams)  # fmt: skip
 
         def crf(out: Path) -> dict[str, Any]:
-            affinitynet.crf_maps(self.train, base / "cams", config, out, self.profile.workers)
+            affinitynet.crf_maps(self.train, base / "cams", config, out, self.workers)
             return {}
 
         crf_inputs = {key: settings[key] for key in ("crf", "alpha_amplified", "alpha_weakened")}
@@ -233,7 +232,12 @@ class Run:
             return {"history": net(self.train, backbone, config, seed, base / "crf", out, weights, on_epoch)}
 
         inputs = self._inputs(
-            "affinitynet", config=settings, backbone=backbone, seed=seed, upstream=maps["key"]
+            "affinitynet",
+            config=settings,
+            backbone=backbone,
+            seed=seed,
+            threads=self.profile.threads,
+            upstream=maps["key"],
         )
         model = run_step(base / "model", inputs, training)
 
@@ -248,8 +252,8 @@ class Run:
                 affinitynet.write_pseudo_labels(net, folder, source_cams, config, out)
                 if split == "train":
                     return {}
-                protocol = {**affinitynet_protocol(config), "seed": seed}
-                return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
+                protocol = {**affinitynet_protocol(config, inference), "seed": seed}
+                return {"scores": self._scores(out, protocol)}
 
             return work
 
@@ -292,14 +296,21 @@ class Run:
             return {"history": history}
 
         settings = config.model_dump(mode="json")
-        inputs = self._inputs("deeplab", config=settings, backbone=backbone, seed=seed, upstream=upstream)
+        inputs = self._inputs(
+            "deeplab",
+            config=settings,
+            backbone=backbone,
+            seed=seed,
+            threads=self.profile.threads,
+            upstream=upstream,
+        )
         model = run_step(base / "model", inputs, training)
 
         def scoring(out: Path) -> dict[str, Any]:
             net = deeplab.load_deeplab(backbone, self.val.num_classes, base / "model" / deeplab.CHECKPOINT)
-            deeplab.write_predictions(net, self.val, config, out, self.profile.workers)
+            deeplab.write_predictions(net, self.val, config, out, self.workers)
             protocol = {**deeplab_protocol(config), "seed": seed}
-            return {"scores": score_label_maps(self.val, out, protocol, self.profile.data.void)}
+            return {"scores": self._scores(out, protocol)}
 
         inputs = self._inputs(
             "deeplab",
@@ -377,7 +388,7 @@ def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train_point(profile: Profile, out: Path, variant: str, seed: int) -> dict[str, Any]:
-    return Run(profile, out).cam_row(variant, seed)
+    return Run(profile, out, workers=0).cam_row(variant, seed)
 
 
 def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, overrides: str) -> Run:
@@ -409,6 +420,11 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
     processes().wait()
     torch.set_num_threads(profile.threads)
     run = Run(profile, out)
+    run.workers = requested_cluster(out, run.train.root) or profile.workers
+    if not isinstance(run.workers, int) and processes().count > 1:
+        raise InputError(
+            f"--ray-address: expected one process, got {processes().count}: Ray and torchrun do not go together"
+        )
     if processes().is_main:
         write_results(out, run.results())
     return run

@@ -180,7 +180,6 @@ def _paper() -> Profile:
     return Profile(
         name="paper",
         data=DataConfig(kind="voc", train_split="train_aug"),
-        workers=8,
         imagenet_weights=IMAGENET_FILE,
         cam=cam,
         seam=CamConfig(method="seam", pooling="average", optimizer=_QUIRK, views=views),
@@ -216,6 +215,11 @@ def _seam() -> Profile:
     return _paper().model_copy(update={"name": "seam", **points})
 
 
+# Every point of the grid has its own: a value given here would be overwritten.
+_SET_BY_GRID = {
+    "cam": {"weight": "lambdas", "method": "lambdas and baselines"},
+    "seam": {"method": "baselines"},
+}
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 PROFILES: dict[str, Callable[[], Profile]] = {
@@ -310,7 +314,13 @@ def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str =
     """
     if name not in PROFILES:
         raise InputError(f"profile: expected one of {', '.join(PROFILES)}, got {name!r}")
-    values = _merged(PROFILES[name]().model_dump(), _plain(_parsed(overrides)))
+    base, changes = PROFILES[name]().model_dump(), _plain(_parsed(overrides))
+    for group, fields in _SET_BY_GRID.items():
+        for field, instead in fields.items():
+            given = changes[group].get(field) if isinstance(changes.get(group), Mapping) else None
+            if given is not None and given != base[group][field]:
+                raise InputError(f"{group}.{field}: expected {instead} to say so, got {given!r}")
+    values = _merged(base, changes)
     try:
         return Profile.model_validate(values)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -13,13 +14,26 @@ import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from wsss_nb.code_version import code_version
 from wsss_nb.files import sha256_file, write_json
 
-__all__ = ["COMMAND", "git_state", "hardware", "manifest", "package_versions", "write_manifest"]
+if TYPE_CHECKING:
+    from wsss_nb.results import Run
+
+__all__ = [
+    "COMMAND",
+    "command_line",
+    "describe_run",
+    "git_state",
+    "hardware",
+    "manifest",
+    "package_versions",
+    "write_manifest",
+]
 
 COMMAND = "WSSS_NB_COMMAND"
 """Environment variable through which notebooks learn the command that runs them."""
@@ -94,6 +108,42 @@ def write_manifest(path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> d
     made = manifest(*args, **kwargs)
     write_json(path, made)
     return made
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """The manifest of everything drawn from a finished run.
+
+    The run may come from another machine, so the manifest says twice where things were made: commit, command,
+    packages and hardware of the drawing stand at the top, those of the training under ``made_by``.
+
+    Args:
+        run: see ``wsss_nb.results.load_run``.
+
+    Returns:
+        `manifest` of the run's profile, seeds, data and checkpoints, and further ``run`` (its name), ``synthetic``,
+        ``code`` (`code_version` behind figures and tables, and behind every training and scoring) and ``made_by``
+        (None for a run that `wsss-nb run` did not make).
+
+    Raises:
+        InputError: a manifest in the run's folder is broken.
+
+    Example:
+        >>> describe_run(load_run("runs/quick"))["made_by"]["command"]  # doctest: +SKIP
+        'wsss-nb run --profile quick --out runs/quick'
+    """
+    code = {part: code_version(f"wsss_nb.{part}") for part in ("figures", "tables")}
+    return manifest(
+        run.results.profile,
+        seeds=run.seeds,
+        data_hash=run.results.data.hash,
+        weights=run.weight_files(),
+        extra={
+            "run": run.results.run,
+            "synthetic": run.synthetic,
+            "code": code | run.code_versions(),
+            "made_by": run.made_by(),
+        },
+    )
 
 
 @functools.cache
@@ -178,18 +228,37 @@ def _processor() -> str:
 
 
 def command_line() -> str:
-    """The command that started this process, without this machine's folders.
+    """The command that started this process, or its notebook's, without this machine's folders.
 
     Example:
         >>> import sys; sys.argv = ["/opt/env/bin/wsss-nb", "run", "--data=/home/me/photos"]
         >>> command_line()
         'wsss-nb run --data=photos'
     """
-    words = []
-    for word in [Path(sys.argv[0]).name, *sys.argv[1:]]:
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if words[0] in {"-c", "__main__.py"}:
+        words = _as_typed(sys.orig_argv)
+    elif words[0] == "ipykernel_launcher.py":  # whoever started the kernel knows more: papermill, JupyterLab
+        import psutil  # which ipykernel needs
+
+        with contextlib.suppress(psutil.Error):
+            words = _as_typed(psutil.Process(os.getppid()).cmdline()) or words
+    said = []
+    for word in words:
         flag, equals, value = word.partition("=")
-        words.append(f"{flag}={_portable(value)}" if equals else _portable(word))
-    return shlex.join(words)
+        said.append(f"{flag}={_portable(value)}" if equals else _portable(word))
+    return shlex.join(said)
+
+
+def _as_typed(words: list[str]) -> list[str]:
+    """The words of a process without where its program lies: ``papermill a.ipynb``, ``python -m wsss_nb.cli``."""
+    if words and Path(words[0]).name.startswith("python"):
+        if len(words) > 1 and not words[1].startswith("-"):
+            words = words[1:]
+        elif words[1:2] == ["-c"]:
+            words = [*words[:2], "...", *words[3:]]
+    program = Path(words[0]).name if words else ""
+    return [re.sub(r"^python[\d.]*$", "python", program), *words[1:]] if words else []
 
 
 def _portable(value: Any) -> Any:

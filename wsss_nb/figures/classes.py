@@ -67,7 +67,10 @@ def _plot_per_class(arrays: Arrays) -> Figure:
     extra = f"{'Mean ± s.d. of ' if max(counts) > 1 else ''}{seeds_text(counts)}."
     extra += " The background has no contour score."
     extra += _left_out(len(arrays["classes"]) - len(shown))
-    step = 0.17 + 0.012 * max(0, len(names) - 3) if len(classes) <= 25 else 0.135
+    pitch = min(
+        0.06, (2.5 if single else 3.6) / (len(classes) * (len(names) + 1))
+    )  # inches from mark to mark
+    step = max(0.135, pitch * (len(names) + 1))
     body = 0.55 + step * max(len(classes), 4)
     height = (2 * body if single else body) + top_legend_height(names, WIDTHS[scalar(arrays, "width")])
     figure, _ = begin(arrays, height, extra=extra)
@@ -75,20 +78,21 @@ def _plot_per_class(arrays: Arrays) -> Figure:
     for index, (axes, key, title) in enumerate(
         zip(panels, ("iou", "f"), ("IoU", "contour F-score"), strict=True)
     ):
+        _stripes(axes, len(shown))
         for number, name in enumerate(names):
             values = arrays[key][arrays["series"] == name]
             if key == "f":  # the background has no contour score
                 values = np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan)
             mean, spread = mean_and_spread(values[:, shown])
             y = np.arange(len(shown))
-            shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
+            shift = (number + 0.5 - len(names) / 2) / (len(names) + 1)
             axes.errorbar(
                 mean,
                 y + shift,
                 xerr=np.nan_to_num(spread),
                 linestyle="none",
                 marker=MARKERS[number],
-                markersize=3.6,
+                markersize=float(np.clip(72 * pitch, 1.8, 3.6)),
                 elinewidth=0.7,
                 color=COLORS[number],
                 label=name,
@@ -100,6 +104,14 @@ def _plot_per_class(arrays: Arrays) -> Figure:
         letter(axes, index, f"{title} by class")
     top_legend(figure, panels[0])
     return figure
+
+
+def _stripes(axes: Axes, rows: int) -> None:
+    """Every other row on grey, so that marks above and below its middle are read as its own."""
+    for row in range(0, rows, 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="0.965", linewidth=0, zorder=0)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
 
 
 def _collect_confusion(run: Run, stage: str | None = None) -> Arrays:
@@ -134,9 +146,9 @@ def _plot_confusion(arrays: Arrays) -> Figure:
     upright = 0.62 * size * longest > pitch
     below, every = classes, 1
     if pitch < 1.1 * size:  # names would run into each other
-        below = [str(number) for number in range(k)]
+        below, upright = [str(number) for number in range(k)], False
         classes = [f"{name} {number}" for number, name in enumerate(classes)]
-        every = math.ceil(1.1 * size / pitch)
+        every = math.ceil((0.64 * len(below[-1]) + 0.4) * size / pitch)
         extra += " Columns have their rows' numbers."
     foot = 0.0086 * size * max(map(len, below)) if upright else 0.15
     tallest = 6.0 if width > WIDTHS["single"] else 4.0
@@ -209,8 +221,9 @@ def _plot_coverage(arrays: Arrays) -> Figure:
         "Share of the head's, the body's and the background's pixels that the pseudo-labels have right. "
         f"{many}{seeds_text(counts)}."
     )
-    figure, _ = begin(arrays, 0.75 + 0.2 * len(names), extra=extra)
+    figure, _ = begin(arrays, 0.75 + 0.24 * len(names), extra=extra)
     axes = figure.subplots()
+    _stripes(axes, len(names))
     for number, part in enumerate(_PARTS):
         means, spreads = [], []
         for row, name in enumerate(names):
@@ -218,13 +231,13 @@ def _plot_coverage(arrays: Arrays) -> Figure:
             mean, spread = mean_and_spread(values)
             means.append(float(mean))
             spreads.append(float(spread))
-            y = np.full(len(values), row + 0.18 * (number - 1))
+            y = np.full(len(values), row + 0.26 * (number - 1))
             axes.plot(
                 values, y, linestyle="none", marker="|", markersize=4, color=_part_color(number), alpha=0.6
             )
         axes.errorbar(
             means,
-            np.arange(len(names)) + 0.18 * (number - 1),
+            np.arange(len(names)) + 0.26 * (number - 1),
             xerr=np.nan_to_num(spreads),
             linestyle="none",
             marker=MARKERS[number],
@@ -280,7 +293,8 @@ def _plot_cost(arrays: Arrays) -> Figure:
     counts = [int((arrays["step"] == name).sum()) for name in names]
     single = scalar(arrays, "width") == "single"
     total = arrays["seconds"].sum()
-    extra = f"Bars: mean of {seeds_text(counts)}. All of them together: {_duration(total)}."
+    mean = "mean of " if max(counts) > 1 else ""
+    extra = f"Bars: {mean}{seeds_text(counts)}. All of them together: {_duration(total)}."
     body = 0.6 + 0.17 * max(len(names), 3)
     figure, _ = begin(arrays, 2 * body if single else body, extra=extra)
     panels = figure.subplots(2, 1) if single else figure.subplots(1, 2, sharey=True)
@@ -288,6 +302,7 @@ def _plot_cost(arrays: Arrays) -> Figure:
         zip(panels, ("seconds", "peak_memory_mb"), ("time [s]", "peak memory [MB]"), COLORS, strict=False)
     ):
         _bars(axes, arrays, key, names, color)
+        axes.locator_params(axis="x", nbins=5)
         letter(axes, index, title)
     return figure
 

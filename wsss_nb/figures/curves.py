@@ -78,7 +78,8 @@ def _plot_figure_2(arrays: Arrays) -> Figure:
         ):
             chosen = arrays["fsl"] == fsl
             if chosen.any():
-                _curve(axes, arrays["lambda"][chosen], arrays[key][chosen], name, color, marker, line)
+                side = 1 if fsl else -1
+                _curve(axes, arrays["lambda"][chosen], arrays[key][chosen], name, color, marker, line, side)
         for number, name in enumerate(dict.fromkeys(arrays["baseline"].tolist())):
             values = arrays[f"baseline_{key}"][arrays["baseline"] == name]
             axes.axhline(
@@ -106,7 +107,7 @@ def _plot_figure_2(arrays: Arrays) -> Figure:
         axes.set_ylabel(f"{title} [%]")
         highest = np.concatenate([arrays[key], arrays[f"baseline_{key}"], [paper]]).max()
         axes.set_ylim(0, 1.1 * highest)
-        axes.set_xlim(-0.05, 1.05)
+        axes.set_xlim(-0.06, 1.06)
         swept = np.unique(arrays["lambda"])
         if len(swept) <= 6:
             axes.set_xticks(swept, [f"{value:g}" for value in swept])
@@ -129,7 +130,9 @@ def _curve(
     color: tuple[float, float, float],
     marker: str,
     line: Any,
+    side: int,
 ) -> None:
+    """Mean and band over ``x``; single runs stand beside the mean, on the right (``side`` 1) or left (-1) of it."""
     places = np.unique(x)
     grouped = [y[x == place] for place in places]
     mean = np.array([group.mean() for group in grouped])
@@ -152,7 +155,7 @@ def _curve(
     if max(counts) > 1:
         shift = np.empty(len(x))
         for place, count in zip(places, counts, strict=True):
-            shift[x == place] = np.linspace(-0.012, 0.012, count)
+            shift[x == place] = side * np.linspace(0.02, 0.02 + 0.006 * min(count - 1, 3), count)
         axes.plot(
             x + shift,
             y,

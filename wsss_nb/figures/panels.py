@@ -220,7 +220,7 @@ def _plot_panels(arrays: Arrays) -> Figure:
                 axes = figure.add_axes(
                     (x / width, (top - heights[line]) / total, cell / width, heights[line] / total)
                 )
-                _draw_panel(axes, arrays, int(index), column)
+                _draw_panel(axes, arrays, int(index), column, heights[line], cell)
                 if line == 0:
                     axes.set_title(title, fontsize=title_size, pad=2.5, linespacing=1.1)
                 if column == 0:
@@ -241,7 +241,8 @@ def _column_titles(columns: Sequence[str], cell: float) -> tuple[list[str], floa
     return ["\n".join(textwrap.wrap(title, fit, break_long_words=False)) for title in whole], size
 
 
-def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int) -> None:
+def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int, height: float, width: float) -> None:
+    """One picture of ``height`` x ``width`` inches."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -255,9 +256,10 @@ def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int) -> None:
         axes.imshow(panel.astype(np.float32), vmin=0, vmax=1, cmap=_ACTIVATIONS)
     else:
         axes.imshow(panel if panel.ndim == 3 else colorize(panel), interpolation="nearest")
-        if panel.ndim == 2:
-            _number_regions(axes, panel)
     score = arrays["score"][row, column]
+    if panel.dtype == np.uint8 and panel.ndim == 2:
+        corner = (0.04 + 0.13 / height, 0.03 + 0.18 / width) if np.isfinite(score) else (0, 0)
+        _number_regions(axes, panel, corner)
     if np.isfinite(score):
         axes.text(
             0.97,
@@ -272,13 +274,24 @@ def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int) -> None:
         )
 
 
-def _number_regions(axes: Axes, label_map: npt.NDArray[np.uint8]) -> None:
-    """The class number inside each class's thickest place, for readers who cannot tell the colours apart."""
+def _number_regions(axes: Axes, label_map: npt.NDArray[np.uint8], score: tuple[float, float]) -> None:
+    """The class number inside each class's thickest place, for readers who cannot tell the colours apart.
+
+    A place under the score counts only if the class has no other; ``score`` is the share of height and width that it
+    takes in the lower right corner.
+    """
+    height, width = label_map.shape
+    free = np.ones(label_map.shape, dtype=bool)
+    free[int(height * (1 - score[0])) :, int(width * (1 - score[1])) :] = False
     for label in np.unique(label_map):
         if label in (0, IGNORE):
             continue
-        depth = ndimage.distance_transform_edt(np.pad(label_map == label, 1))[1:-1, 1:-1]
-        if depth.max() < 0.035 * label_map.shape[1]:
+        depths = (
+            ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+            for region in ((label_map == label) & free, label_map == label)
+        )
+        depth = next((depth for depth in depths if depth.max() >= 0.035 * width), None)
+        if depth is None:
             continue
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         text = axes.text(
@@ -328,15 +341,16 @@ def _activation_scale(figure: Figure, bottom: float) -> None:
     )
     bar.outline.set_linewidth(0.4)
     axes.tick_params(labelsize=6, length=2, pad=1)
-    text = "foreground activation"
-    if width > WIDTHS["single"]:
-        text += ", largest over the image's classes; the same scale in every picture"
+    text = "foreground activation, largest over the image's classes; the same scale in every picture"
+    if width <= WIDTHS["single"]:
+        text = text.replace(", ", ",\n", 1).replace("; ", ";\n")
     figure.text(
         1.82 / width,
-        (bottom + 0.235) / height,
+        (bottom + 0.2) / height,
         text,
-        fontsize=6,
+        fontsize=6 if width > WIDTHS["single"] else 5.5,
         va="center",
+        linespacing=1.1,
     )
 
 

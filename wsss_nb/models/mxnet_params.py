@@ -22,6 +22,7 @@ _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = {0: "<f4", 1: "<f8", 2: "<f2", 3: "u1", 4: "<i4", 5: "i1", 6: "<i8", 7: "?"}
 _MAX_DIMS = 32
+_MAX_SIZE = 2**31
 _MAX_NAME = 4096
 
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"}
@@ -77,6 +78,8 @@ def _read_array(reader: _Reader, index: int) -> Tensor:
     shape = reader.ints(dim_code, ndim, f"shape of {what}")
     if any(size < 0 for size in shape):
         raise reader.error(f"expected sizes of at least 0 for {what}, got {shape}")
+    if 0 in shape and math.prod(size or 1 for size in shape) > _MAX_SIZE:  # take() has nothing to check then
+        raise reader.error(f"expected sizes up to {_MAX_SIZE} together for {what}, got {shape}")
     _device_type, _device_id, type_flag = reader.ints("i", 3, what)
     if type_flag not in _DTYPES:
         raise reader.error(f"expected a dtype flag in {sorted(_DTYPES)} for {what}, got {type_flag}")

@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -137,10 +137,49 @@ class Run:
         return tuple(sorted({entry.seed for entry in entries}))
 
     def weight_files(self) -> dict[str, Path]:
-        """Checkpoints behind the scores, by folder, as far as they lie in the run folder."""
-        entries: list[CamResult | StageResult] = [*self.results.cam, *self.results.stages]
-        places = {entry.folder: self.folder / entry.folder / "model" / "checkpoint.pt" for entry in entries}
+        """Checkpoints behind the scores, by folder, as far as they lie in the run folder.
+
+        "pretrain" is the classifier that all trainings start from, where there is one.
+        """
+        places = {name: self.folder / name / "model" / "checkpoint.pt" for name in self._folders()}
+        places["pretrain"] = self.folder / "pretrain" / "checkpoint.pt"
         return {folder: path for folder, path in sorted(places.items()) if path.is_file()}
+
+    def code_versions(self) -> dict[str, str]:
+        """What each training and each scoring recorded as its code, by folder (``.../model``, ``.../val``).
+
+        Raises:
+            InputError: a manifest is broken.
+        """
+        found = {}
+        for name in [
+            "pretrain",
+            *(f"{folder}/{step}" for folder in self._folders() for step in ("model", "val")),
+        ]:
+            path = self.folder / name / "manifest.json"
+            if path.is_file():
+                inputs = _mapping(path).get("inputs")
+                if isinstance(inputs, dict) and isinstance(inputs.get("code"), str):
+                    found[name] = inputs["code"]
+        return found
+
+    def made_by(self) -> dict[str, Any] | None:
+        """Where and how `wsss-nb run` made the run, from its ``run.json``; None where there is none.
+
+        Raises:
+            InputError: the file is broken.
+        """
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return None
+        facts = _mapping(path)
+        return {
+            name: facts.get(name) for name in ("created", "command", "git", "python", "packages", "hardware")
+        }
+
+    def _folders(self) -> list[str]:
+        entries: list[CamResult | StageResult] = [*self.results.cam, *self.results.stages]
+        return sorted({entry.folder for entry in entries})
 
     def label_map(self, entry: CamResult | StageResult, name: str) -> npt.NDArray[np.uint8]:
         """Predicted label map (H, W) uint8 of a val image.
@@ -227,6 +266,13 @@ class Run:
         if not path.is_file():
             raise NotInRun(f"{path}: expected a file of the run, got none; was the whole run folder copied?")
         return path
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected names and values, got {type(content).__name__}")
+    return content
 
 
 def find_run(out_dir: str | os.PathLike[str]) -> Path:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
-from wsss_nb.crf import CRFConfig, dense_crf_many
+from wsss_nb.crf import Backend, CRFConfig, dense_crf_many, resolve_backend
 from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net
-from wsss_nb.pseudo_labels import add_background, parse_background_rule, walk_cam
+from wsss_nb.pseudo_labels import add_background, normalize_maximum, parse_background_rule, walk_cam
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
 from wsss_nb.stages.engine import prepare_network
 from wsss_nb.stages.loaders import training_views
@@ -26,6 +26,7 @@ from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
+from wsss_nb.workers import Workers, finished_results
 
 __all__ = [
     "confident_labels",
@@ -41,13 +42,20 @@ __all__ = [
 
 CHECKPOINT = "checkpoint.pt"
 _NO_SCORE = 1e-5
+CRF_TASK = 32
+"""Images of one task on a cluster."""
 
 
 def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file."""
+    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file, as stage 2 takes it.
+
+    That is winner-take-all and with a maximum of 1 per class, whether stage 1 wrote it so or not: (1 - max)^alpha
+    is no background for maps that nowhere come near 1. The release does so when it writes its CAMs.
+    """
     try:
         with np.load(path) as file:
-            return file["classes"], file["cam"].astype(np.float32)
+            cam = normalize_maximum(file["cam"].astype(np.float32), winner_take_all=True)
+            return file["classes"], cam
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected a CAM file of stage 1, got {error}") from error
 
@@ -62,15 +70,33 @@ def _scores(cam: np.ndarray, alpha: float) -> np.ndarray:
     return add_background(torch.from_numpy(cam), rule).numpy()
 
 
-def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path, workers: int) -> None:
+def crf_maps(
+    folder: VOCFolder,
+    cams: Path,
+    config: AffinityNetConfig,
+    out: Path,
+    workers: Workers,
+    backend: Backend = "auto",
+) -> None:
     """Dense CRF on every CAM twice, with the background amplified and weakened: ``out/NAME.npz``.
 
     Background (1 - max)^alpha with ``alpha_amplified`` (2 in the paper) and ``alpha_weakened`` (4). Runs in worker
     processes; files that exist are kept. Each file holds ``classes`` (0 first), ``amplified`` and ``weakened``
-    (n + 1, H, W) float16.
+    (n + 1, H, W) float16. On a cluster the tasks read and write the files of some images each.
     """
     mine = processes().share(folder.names)
     todo = [name for name in mine if not (out / f"{name}.npz").exists()]
+    backend = resolve_backend(backend)  # here: another machine may have other packages
+    if not isinstance(workers, int):
+        parts = [todo[start : start + CRF_TASK] for start in range(0, len(todo), CRF_TASK)]
+        tasks = {
+            f"{part[0]} to {part[-1]}": (folder.subset(part), cams, config, out, 0, backend) for part in parts
+        }
+        for _ in progress(
+            finished_results(crf_maps, tasks, workers, "CRF", gpu=backend == "cuda"), "CRF", len(tasks)
+        ):
+            pass
+        return
     alphas = (config.alpha_amplified, config.alpha_weakened)
 
     def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -79,7 +105,7 @@ def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
             for alpha in alphas:
                 yield image, _scores(cam, alpha)
 
-    results = dense_crf_many(jobs(), crf_config(config.crf), workers)
+    results = dense_crf_many(jobs(), crf_config(config.crf), workers, backend)
     for name in progress(todo, "CRF"):
         amplified, weakened = next(results), next(results)
         classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])
@@ -176,6 +202,11 @@ def image_affinity(net: Any, image: np.ndarray, config: AffinityNetConfig) -> tu
     tensor = image_tensor(image)[None].to(next(net.parameters()).device)
     with training_precision(tensor.device, config.precision):
         features = net.from_frozen(net.frozen(tensor), tensor).float()
+    if min(features.shape[-2:]) < 5:
+        side = min(image.shape[:2])
+        raise InputError(
+            f"image: expected a shorter side of which AffinityNet makes at least 5 pixels, got {side} pixels"
+        )
     return pair_affinity(features, radius=config.radius)[0], (features.shape[-2], features.shape[-1])
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from wsss_nb.config import Config
 from wsss_nb.pseudo_labels import parse_background_rule
-from wsss_nb.similarity import Normalization
+from wsss_nb.similarity import MU_RANGE, SIGMA_RANGE, Normalization
 
 __all__ = [
     "AffinityNetConfig",
@@ -27,6 +27,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Count, Count]
+Width = Annotated[float, Field(ge=0.1, le=1e5)]  # as wsss_nb.crf.CRFConfig, here before hours of training
+Compatibility = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class OptimizerConfig(Config):
@@ -127,6 +129,17 @@ class CamConfig(TrainingConfig):
     siamese: bool = True
     siamese_scale: Annotated[float, Field(gt=0, lt=1)] = 0.3
 
+    @model_validator(mode="after")
+    def _learned_values_start_inside(self) -> CamConfig:
+        if self.learn_similarity:
+            for name, (low, high) in (("mu", MU_RANGE), ("sigma", SIGMA_RANGE)):
+                value = getattr(self, name)
+                if not low < value < high:
+                    raise ValueError(
+                        f"expected {low:g} < {name} < {high:g} where it is learned, got {value:g}"
+                    )
+        return self
+
 
 class InferenceConfig(Config):
     """Multi-scale inference with flips, and the rule that makes label maps of the CAMs."""
@@ -147,11 +160,11 @@ class CRFStageConfig(Config):
     """Dense CRF parameters, widths in pixels (sxy) and grey levels (srgb)."""
 
     iterations: Annotated[int, Field(ge=0, le=100)] = 10
-    bilateral_sxy: Positive = 80
-    bilateral_srgb: Positive = 13
-    bilateral_compat: NonNegative = 10
-    gaussian_sxy: Positive = 3
-    gaussian_compat: NonNegative = 3
+    bilateral_sxy: Width = 80
+    bilateral_srgb: Width = 13
+    bilateral_compat: Compatibility = 10
+    gaussian_sxy: Width = 3
+    gaussian_compat: Compatibility = 3
 
 
 class AffinityNetConfig(TrainingConfig):

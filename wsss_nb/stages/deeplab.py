@@ -24,6 +24,7 @@ from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
+from wsss_nb.workers import Workers
 
 __all__ = ["load_deeplab", "predict", "train_deeplab", "write_predictions"]
 
@@ -112,8 +113,10 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     return torch.stack(views).mean(0).softmax(0).cpu().numpy()
 
 
-def write_predictions(net: Any, folder: VOCFolder, config: DeepLabConfig, out: Path, workers: int) -> None:
-    """Label maps of the split, ``out/NAME.png``, with the CRF in worker processes; files that exist are kept.
+def write_predictions(
+    net: Any, folder: VOCFolder, config: DeepLabConfig, out: Path, workers: Workers
+) -> None:
+    """Label maps of the split, ``out/NAME.png``, with the CRF in ``workers``; files that exist are kept.
 
     No image-level labels are used: this is the final segmentation.
     """

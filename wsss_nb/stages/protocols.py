@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wsss_nb.crf import resolve_backend
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, DeepLabConfig, InferenceConfig
 
 __all__ = ["affinitynet_protocol", "cam_protocol", "deeplab_protocol"]
@@ -22,14 +23,18 @@ def cam_protocol(config: CamConfig, inference: InferenceConfig) -> dict[str, Any
     }
 
 
-def affinitynet_protocol(config: AffinityNetConfig) -> dict[str, Any]:
-    """Of the label maps of ``stages.affinitynet.write_pseudo_labels``."""
+def affinitynet_protocol(config: AffinityNetConfig, inference: InferenceConfig | None) -> dict[str, Any]:
+    """Of the label maps of ``stages.affinitynet.write_pseudo_labels``.
+
+    ``inference`` is what made the CAMs that are walked, None where it is not known.
+    """
+    views = {} if inference is None else {"scales": list(inference.scales), "flips": inference.flip}
     return {
         "stage": "affinitynet",
         "background": f"power:{config.alpha_walk:g}",
         "crf": False,
-        "scales": [1.0],
-        "flips": False,
+        **views,
+        "max_normalized": True,
         "image_labels": True,
         "beta": config.beta,
         "log_t": config.log_t,
@@ -38,10 +43,13 @@ def affinitynet_protocol(config: AffinityNetConfig) -> dict[str, Any]:
 
 def deeplab_protocol(config: DeepLabConfig) -> dict[str, Any]:
     """Of the label maps of ``stages.deeplab.write_predictions``."""
+    crf = None
+    if config.crf is not None:
+        crf = {"backend": resolve_backend("auto"), **config.crf.model_dump(mode="json")}
     return {
         "stage": "deeplab",
         "background": "network",
-        "crf": None if config.crf is None else config.crf.model_dump(mode="json"),
+        "crf": crf,
         "scales": list(config.scales),
         "flips": config.flip,
         "image_labels": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsss_nb.code_version import code_version
 from wsss_nb.data import VOCFolder
@@ -133,7 +134,8 @@ class CachedViews:
         if cache is None or not net.backbone.frozen_modules():
             return self._views(net, images, size, mirror, precision)
         key = step_key(
-            {"code": code_version("wsss_nb.stages.views"), "net": type(net.backbone).__name__, "stride": net.stride,
+            {"code": code_version("wsss_nb.stages.views", "wsss_nb.models"), "net": type(net.backbone).__name__,
+             "weights": _weights_hash(net.backbone.frozen_modules()), "stride": net.stride,
              "images": folder.split_hash(), "names": list(folder.names), "size": size, "mirror": mirror,
              "precision": precision}
         )  # fmt: skip
@@ -199,6 +201,15 @@ class CachedViews:
                     where = mirrored.view(-1, *[1] * (target.ndim - 1))
                     target = torch.where(where, self.targets[size, True][index], target)
             yield Batch(images, features, self.labels[index], small_images, small_features, target)
+
+
+def _weights_hash(modules: Sequence[nn.Module]) -> str:
+    """SHA-256 of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for tensor in module.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -33,7 +33,15 @@ from wsss_nb.widgets.explorers import (
 from wsss_nb.widgets.film import Film, make_film
 from wsss_nb.widgets.lessons import FishBatch, draw_fish, fish_cams, frozen_features, score_cams, train_head
 from wsss_nb.widgets.loss_plot import LossPlot, render_history
-from wsss_nb.widgets.maps import boundary, color_labels, color_signed, color_unit, draw_boundary, overlay
+from wsss_nb.widgets.maps import (
+    boundary,
+    color_labels,
+    color_signed,
+    color_unit,
+    draw_boundary,
+    outlined,
+    overlay,
+)
 from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
 from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
 from wsss_nb.widgets.threads import single_thread
@@ -75,6 +83,7 @@ __all__ = [
     "load_photo",
     "loss_gradient",
     "make_film",
+    "outlined",
     "overlay",
     "photo_logits",
     "read_photo",

@@ -26,6 +26,7 @@ __all__ = [
     "GREEN",
     "INK",
     "ORANGE",
+    "SKY",
     "Box",
     "Canvas",
     "Picture",
@@ -38,11 +39,12 @@ DIVERGING = "PuOr_r"
 """Colour map of signed quantities: purple negative, white zero, orange positive; safe for colour blindness."""
 
 INK = (34, 34, 34)
-GREY = (120, 120, 120)
+GREY = (90, 90, 90)
 PALE = (225, 225, 225)
 ORANGE = (213, 94, 0)
 BLUE = (0, 114, 178)
 GREEN = (0, 158, 115)
+SKY = (86, 180, 233)
 
 _FINE = 3  # lines are drawn this much larger and reduced
 

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _WIDE = {"description_width": "110px"}
+_COLUMN = {"width": "310px"}
 
 
 class Explorer(ipywidgets.VBox):
@@ -55,7 +56,9 @@ class Explorer(ipywidgets.VBox):
         self.words = ipywidgets.HTML()
         self.values: dict[str, float] = {}
         self._quiet = False
-        box = ipywidgets.Box(list(controls), layout={"flex_flow": "row wrap", "align_items": "center"})
+        columns = {"grid_template_columns": "repeat(auto-fill, 312px)", "grid_gap": "2px 8px"}
+        places = {"align_items": "center", "justify_items": "flex-start"}
+        box = ipywidgets.GridBox(list(controls), layout={**columns, **places})
         super().__init__([box, self.picture, self.words])
         self.add_class("wsss-explorer")
         self.refresh()
@@ -89,7 +92,8 @@ class Explorer(ipywidgets.VBox):
 
     def say(self, text: str, problem: bool = False) -> None:
         """Put a sentence below the picture."""
-        color = "#b00020" if problem else "#777"
+        # JupyterLab's colours, which follow its light and dark themes
+        color = "var(--jp-error-color1, #b00020)" if problem else "var(--jp-ui-font-color1, #555)"
         self.words.value = (
             f'<div role="status" aria-live="polite" style="color:{color};font-size:12px;line-height:1.3">'
             f"{escape(text)}</div>"
@@ -106,13 +110,13 @@ def slider(value: float, low: float, high: float, step: float, text: str, fluent
     make = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
     return make(
         value=value, min=low, max=high, step=step, description=text, continuous_update=fluent, style=_WIDE,
-        layout={"width": "330px"},
+        layout=_COLUMN,
     )  # fmt: skip
 
 
 def menu(options: Sequence[Any], text: str) -> ipywidgets.Dropdown:
     """A menu of options or (text, value) pairs."""
-    return ipywidgets.Dropdown(options=options, description=text, style=_WIDE, layout={"width": "330px"})
+    return ipywidgets.Dropdown(options=options, description=text, style=_WIDE, layout=_COLUMN)
 
 
 class CamExplorer(Explorer):
@@ -235,7 +239,9 @@ def imitated_example(index: int = 3, size: int = 96) -> SamplingExample:
     labels = torch.zeros(1, 4)
     labels[0, [0, *sample.classes]] = 1
     names = ("background", "clownfish", "zebrafish", "leopardfish")
-    return SamplingExample("imitated", sample.image, torch.nn.functional.avg_pool2d(logits, 4), labels, names)
+    return SamplingExample(
+        "Fish, imitated map", sample.image, torch.nn.functional.avg_pool2d(logits, 4), labels, names
+    )
 
 
 class SamplingExplorer(Explorer):
@@ -251,7 +257,7 @@ class SamplingExplorer(Explorer):
         self.class_menu = menu([], "class")
         steps = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
         self.num_samples = ipywidgets.SelectionSlider(
-            options=steps, value=10, description="draws", style=_WIDE, layout={"width": "330px"}
+            options=steps, value=10, description="draws", style=_WIDE, layout=_COLUMN
         )
         self.weight = slider(1.0, 0, 1, 0.05, "λ")
         self.seed = 0
@@ -320,7 +326,8 @@ class SimilarityExplorer(Explorer):
         self.steps = 0
         self._load()
         controls = [
-            self.photo_menu, self.mu, self.sigma, self.row, self.column, self.descend, self.reset,
+            self.photo_menu, self.mu, self.sigma, self.row, self.column,
+            ipywidgets.Box([self.descend, self.reset]),
         ]  # fmt: skip
         super().__init__(controls, 1120)
         self.watch(self.photo_menu, call=self._restart)

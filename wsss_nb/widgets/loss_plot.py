@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Image as Picture
 from IPython.display import display
 from ipywidgets import Image
+from matplotlib.ticker import MaxNLocator
 
 from wsss_nb.stages.loop import History
 
@@ -21,8 +22,14 @@ def render_history(history: History, title: str = "") -> bytes:
     """PNG of every loss against the epoch; the axes start at zero where no loss is negative."""
     figure, axis = plt.subplots(figsize=(5, 2.4), dpi=100)
     epochs = [row["epoch"] for row in history]
-    for name in [key for key in history[-1] if key not in _NOT_LOSSES]:
-        axis.plot(epochs, [row[name] for row in history], marker="o", markersize=3, label=name)
+    names = [key for key in history[-1] if key not in _NOT_LOSSES]
+    for name in names:
+        alone = (
+            name.endswith("1") and f"{name[:-1]}2" not in names
+        )  # the first of two branches, of which there is one
+        label = name[:-1] if alone else name
+        axis.plot(epochs, [row[name] for row in history], marker="o", markersize=3, label=label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")
     axis.set_ylabel("loss (weighted)")
     axis.set_title(title, fontsize=10)

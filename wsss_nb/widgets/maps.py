@@ -17,6 +17,7 @@ __all__ = [
     "color_unit",
     "draw_boundary",
     "grey",
+    "outlined",
     "overlay",
 ]
 
@@ -94,6 +95,14 @@ def draw_boundary(
     painted = image.copy()
     painted[edge] = color
     return painted
+
+
+def outlined(
+    image: Pixels, mask: npt.NDArray[np.generic], times: int, color: tuple[int, int, int] = (255, 255, 255)
+) -> Pixels:
+    """A small image enlarged ``times``, its mask's boundary on it as a line of two (not 2 * times) pixels."""
+    large = image.repeat(times, axis=0).repeat(times, axis=1)
+    return draw_boundary(large, mask.repeat(times, axis=0).repeat(times, axis=1), color)
 
 
 def _look_up(unit: npt.NDArray[np.float32], name: str) -> Pixels:

@@ -18,9 +18,9 @@ from wsss_nb.crf import CRFConfig, dense_crf
 from wsss_nb.pseudo_labels import add_background
 from wsss_nb.sampling import draw_pixels, sampling_probabilities
 from wsss_nb.similarity import dissimilarity, similarity_weight, spatial_weight
-from wsss_nb.widgets.canvas import ACTIVATION, DIVERGING, GREY, INK, ORANGE, Box, Canvas, Picture, Pixels
+from wsss_nb.widgets.canvas import ACTIVATION, DIVERGING, GREY, INK, ORANGE, SKY, Box, Canvas, Picture, Pixels
 from wsss_nb.widgets.compute import cross_over, enlarge, loss_gradient, score_map, similarity_field
-from wsss_nb.widgets.maps import color_signed, color_unit, draw_boundary, overlay
+from wsss_nb.widgets.maps import color_signed, color_unit, draw_boundary, outlined, overlay
 
 __all__ = ["Panel", "render_cam", "render_panels", "render_sampling", "render_similarity"]
 
@@ -150,11 +150,12 @@ def render_cam(
     cross = (float(peak[0]), float(peak[1])) if pooling == "max" else None
     found = image.copy()
     found[labels == 0] = found[labels == 0] // 3
-    found = draw_boundary(found, labels, ORANGE)
-    note = f"{100 * values['covered']:.0f} % of the image"
+    found = draw_boundary(found, labels, SKY)
+    note, scores = f"{100 * values['covered']:.0f} % of the image", f"covered {100 * values['covered']:.1f} %"
     if mask is not None:
         found = draw_boundary(found, mask, (255, 255, 255))
         note = f"IoU {100 * values['iou']:.1f}   contour F {100 * values['contour_f']:.1f}   (white: outlined by hand)"
+        scores += f", IoU {100 * values['iou']:.1f}, contour F {100 * values['contour_f']:.1f}"
     height, width = activation.shape
     panels = [
         Panel("photograph", image, smooth=True),
@@ -168,8 +169,8 @@ def render_cam(
         ),
         Panel(f"label map, {rule}" + (", CRF" if crf else ""), found, note=note, smooth=True),
     ]
-    described = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
-    alt = f"Photograph, activation map of {name} on a scale of 0 to 1, and the label map by {rule}: {described}."
+    how = rule + (" and a dense CRF" if crf else "")
+    alt = f"Photograph, activation map of {name} on a scale of 0 to 1, and the label map by {how}: {scores}."
     return render_panels(panels, alt, panel_width=330, values=values)
 
 
@@ -302,12 +303,17 @@ def render_similarity(
     values = {"loss": loss, "cross_over": cross_over(mu)}
     pixels = np.rint(colors.numpy() * 255).clip(0, 255).astype(np.uint8)
     note = "1 − a is the background"
+    fine = 1
     if mask is not None:
-        pixels = draw_boundary(pixels, mask, (255, 255, 255), width=1)
+        fine = max(280 // max(mask.shape), 1)
+        pixels = outlined(pixels, mask, fine)
         values["contour_f"] = score_map(a.numpy(), "complement", mask)[1]["contour_f"]
         note = f"map above ½ against the mask: contour F {100 * values['contour_f']:.1f}"
     panels = [
-        Panel("image and pixel i", pixels, note="the cross is pixel i", cross=(row, column)),
+        Panel(
+            "image and pixel i", pixels, note="the cross is pixel i" + (", white the true outline" if fine > 1 else ""),
+            cross=((row + 0.5) * fine - 0.5, (column + 0.5) * fine - 0.5),
+        ),
         Panel("map a", color_unit(a.numpy()), "unit", note=note),
         Panel("", np.full((height, width, 3), 255, np.uint8)),
         Panel("w: who is near (Eq. 7)", color_unit(w), "unit", note=f"σ = {sigma:g}, relative to its peak"),
@@ -317,7 +323,7 @@ def render_similarity(
         ),
         Panel(
             "push on the map, −∂L/∂a", color_signed(push, limit), limit,
-            note=f"loss {loss:+.5f}   (purple down, orange up)",
+            note=f"loss {loss:+.5f}   (purple down, orange up)".replace("-", "−"),
         ),
     ]  # fmt: skip
     size, rows = 290, 2

@@ -20,9 +20,9 @@ from wsss_nb.crf import CRFConfig, dense_crf
 from wsss_nb.data.synthetic import HEAD, synthetic_sample
 from wsss_nb.metrics import confusion_matrix, contour_f, contour_matches
 from wsss_nb.pseudo_labels import add_background, label_map, walk_cam
-from wsss_nb.widgets.canvas import Picture, Pixels
+from wsss_nb.widgets.canvas import INK, Picture, Pixels
 from wsss_nb.widgets.explorers import Explorer, menu, slider
-from wsss_nb.widgets.maps import color_labels, color_unit, draw_boundary
+from wsss_nb.widgets.maps import color_labels, color_unit, outlined
 from wsss_nb.widgets.render import Panel, render_panels
 
 __all__ = ["WalkExample", "WalkExplorer", "imitated_walk", "render_walk"]
@@ -63,7 +63,9 @@ def imitated_walk(index: int = 3, size: int = 96) -> WalkExample:
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
     colors = F.avg_pool2d(image, 4)
     affinity = pair_affinity(8 * colors, radius=5)[0]
-    return WalkExample("imitated", sample.image, torch.stack(cams), affinity, (size // 4, size // 4), mask)
+    return WalkExample(
+        "Fish, imitated CAM", sample.image, torch.stack(cams), affinity, (size // 4, size // 4), mask
+    )
 
 
 def render_walk(
@@ -111,7 +113,9 @@ def render_walk(
             notes[key] = f"IoU {100 * iou:.1f}   contour F {100 * contour:.1f}"
         title = "label map of the CAM" if key else f"label map, walk{' and CRF' if crf else ''}"
         panels.append(
-            Panel(title, _outlined(color_labels(labels), example.mask), note=notes[key] or "no mask known")
+            Panel(
+                title, _outlined(color_labels(labels), example.mask, INK), note=notes[key] or "no mask known"
+            )
         )
     alt = (
         f"{example.title}: image, foreground share of the CAM, the same after {steps} {word} of the random walk with "
@@ -126,8 +130,10 @@ def _share(scores: Tensor) -> npt.NDArray[np.float32]:
     return (1 - scores[0] / scores.sum(0).clamp(min=1e-8)).numpy()
 
 
-def _outlined(pixels: Pixels, mask: npt.NDArray[np.uint8] | None) -> Pixels:
-    return pixels if mask is None else draw_boundary(pixels, mask, (255, 255, 255), width=1)
+def _outlined(
+    pixels: Pixels, mask: npt.NDArray[np.uint8] | None, color: tuple[int, int, int] = (255, 255, 255)
+) -> Pixels:
+    return pixels if mask is None else outlined(pixels, mask, max(400 // max(mask.shape), 1), color)
 
 
 def _scores(
@@ -155,7 +161,7 @@ class WalkExplorer(Explorer):
         self.example = menu([(one.title, place) for place, one in enumerate(self.examples)], "image")
         self.alpha = slider(6.0, 1, 16, 0.5, "α (background)")
         self.beta = slider(8.0, 1, 16, 0.5, "β (affinities)")
-        self.log_t = slider(6, 0, 10, 1, "2^ … steps")
+        self.log_t = slider(6, 0, 10, 1, "log₂ of the steps")
         self.crf = ipywidgets.Checkbox(value=False, description="dense CRF afterwards (slow)", indent=False)
         self.position = slider(80.0, 1, 160, 1, "CRF: pixels", fluent=False)
         self.color = slider(13.0, 1, 60, 1, "CRF: colours", fluent=False)

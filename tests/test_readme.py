@@ -1,0 +1,80 @@
+"""Every score in the README is one of the committed tables, as rounded there."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {
+    "max pooling (lambda 0)": "max pooling (λ = 0)",
+    "max pooling + feature similarity": "max pooling (λ = 0) + FSL",
+    "importance sampling (lambda 1)": "sampling (λ = 1)",
+    "importance sampling + feature similarity": "sampling (λ = 1) + FSL",
+    "average pooling": "average pooling",
+    "SEAM (threshold 0.3)": "SEAM",
+}
+STAGES = {"CAMs": "CAMs", "+ AffinityNet": "+ AffinityNet", "+ DeepLab, CRF": "+ DeepLab-v1"}
+
+
+def tables(first: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables whose first column has this title, each row by column title."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    found: list[list[dict[str, str]]] = []
+    header: list[str] = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            header = []
+        elif not header:
+            header = cells
+            if cells[0] == first:
+                found.append([])
+        elif header[0] == first and not set(line) <= set("|- "):
+            found[-1].append(dict(zip(header, cells, strict=True)))
+    return found
+
+
+def committed(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "figures" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def shown(value: str, deviation: str, digits: int, scale: float = 1.0) -> str:
+    mean = f"{float(value) * scale:.{digits}f}"
+    return f"{mean} ± {float(deviation) * scale:.{digits}f}" if deviation else mean
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"), [(0, "three_seeds"), (1, "."), (2, "photos")], ids=["seeds", "baselines", "photos"]
+)
+def test_scores_of_trainings_are_those_of_the_tables(place: int, folder: str) -> None:
+    rows = {row["variant"]: row for row in committed(f"{folder}/table_sweep.csv")}
+    table = tables("training")[place]
+    assert table
+    for line in table:
+        row = rows[VARIANTS[line["training"]]]
+        assert line["seeds"] == row["seeds"]
+        assert line["mIoU"] == shown(row["run_miou"], row["run_miou_sd"], 1)
+        assert line["contour F"] == shown(row["run_contour_f"], row["run_contour_f_sd"], 1)
+        for part in {"head", "body", "background"} & line.keys():
+            assert line[part].split(" ± ")[0] == shown(row[part], "", 2)
+
+
+@pytest.mark.parametrize(("place", "folder"), [(0, "."), (1, "photos")], ids=["synthetic", "photos"])
+def test_scores_of_stages_are_those_of_table_1(place: int, folder: str) -> None:
+    rows = {(row["stage"], row["method"]): row for row in committed(f"{folder}/table_1.csv")}
+    table = tables("stage")[place]
+    assert [line["stage"] for line in table] == list(STAGES)
+    for line in table:
+        for title, scores in line.items():
+            if title == "stage":
+                continue
+            method = re.match("SEAM|ours", title)
+            assert method is not None
+            row = rows[STAGES[line["stage"]], method[0].capitalize() if method[0] == "ours" else "SEAM"]
+            miou, contour_f = (shown(row[name], "", 1) for name in ("run_miou", "run_contour_f"))
+            assert scores == f"{miou} / {contour_f}"

@@ -1,0 +1,51 @@
+"""Points of the sweep are trained side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsss_nb.data import make_synthetic
+from wsss_nb.experiment import pipeline
+from wsss_nb.experiment.pipeline import open_run
+from wsss_nb.experiment.profiles import Profile, load_profile
+from wsss_nb.workers import worker_pool
+
+
+def meet(profile: Profile, out: Path, variant: str, seed: int) -> dict[str, Any]:
+    """Stands for a training: ends only when another point is at work at the same time."""
+    places = out / "meeting"
+    places.mkdir(exist_ok=True)
+    (places / f"{variant}-{seed}").write_text(str(os.getpid()))
+    deadline = time.monotonic() + 300
+    while len(list(places.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return {
+        "variant": variant, "seed": seed, "scores": {"miou": 0.5, "contour_f": 0.5}, "cost": {"seconds": 1.0},
+        "others": len(list(places.iterdir())), "process": os.getpid(),
+    }  # fmt: skip
+
+
+def test_points_of_the_sweep_run_at_the_same_time_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_train_point", meet)
+    monkeypatch.setattr(pipeline.Run, "pretrain", lambda run: (None, ""))
+    make_synthetic(tmp_path / "fish", num_train=2, num_val=1, size=48)
+    profile = load_profile(
+        "quick", {"data.kind": "voc", "data.root": str(tmp_path / "fish"), "lambdas": [1], "fsl": [False, True],
+                  "baselines": [], "refine": [], "workers": 2}
+    )  # fmt: skip
+    rows = open_run(profile, tmp_path / "run").train_cams()
+    assert [row["variant"] for row in rows] == ["lambda1", "lambda1_fsl"]
+    assert [row["others"] for row in rows] == [2, 2], "one waited for the other to end"
+    assert len({row["process"] for row in rows} | {os.getpid()}) == 3
+
+
+def test_a_pool_has_at_least_one_worker() -> None:
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        worker_pool(0)
