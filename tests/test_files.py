@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wsss_nb.errors import InputError
+from wsss_nb.errors import DiskFullError, InputError
 from wsss_nb.files import atomic_path, read_json, sha256_file, write_json
 
 
@@ -84,7 +84,10 @@ def test_a_file_or_folder_in_the_way_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named() -> None:
-    with pytest.raises(InputError, match=r"expected a writable place, got No space left"), atomic_path("a"):
+    with (
+        pytest.raises(DiskFullError, match=r"a: expected room on the disk, got No space left"),
+        atomic_path("a"),
+    ):
         raise OSError(28, "No space left on device")
 
 

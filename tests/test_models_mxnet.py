@@ -12,35 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mxnet_file import array_bytes, file_bytes
 
 from wsss_nb.errors import InputError
 from wsss_nb.models import create_cam_net, read_mxnet_params, resnet38_names
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL = (GOLDEN / "mxnet_tiny.params").read_bytes()
-CODES = {"f4": 0, "f8": 1, "f2": 2, "u1": 3, "i4": 4, "i1": 5, "i8": 6, "b1": 7}
-
-
-def array_bytes(array: np.ndarray, version: int = 2) -> bytes:
-    """One array as MXNet writes it; version 0 is the format before there were version numbers."""
-    shape = array.shape
-    if version == 0:
-        head = struct.pack(f"<I{len(shape)}I", len(shape), *shape)
-    else:
-        head = struct.pack("<I", {1: 0xF993FAC8, 2: 0xF993FAC9, 3: 0xF993FACA}[version])
-        head += struct.pack("<i", 0) if version > 1 else b""
-        head += struct.pack(f"<i{len(shape)}q", len(shape), *shape)
-    code = CODES[array.dtype.str[1:]]
-    return head + struct.pack("<iii", 1, 0, code) + np.ascontiguousarray(array).tobytes()
-
-
-def file_bytes(arrays: dict[str, np.ndarray], version: int = 2) -> bytes:
-    out = struct.pack("<QQQ", 0x112, 0, len(arrays))
-    out += b"".join(array_bytes(array, version) for array in arrays.values())
-    out += struct.pack("<Q", len(arrays))
-    for name in arrays:
-        out += struct.pack("<Q", len(name.encode())) + name.encode()
-    return out
 
 
 @pytest.fixture

@@ -26,20 +26,11 @@ def test_a_profile_is_valid_frozen_and_json(name: str) -> None:
         profile.backbone = "tiny"  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         profile.cam.epochs = 3  # type: ignore[misc]
-    assert {0.0, 1.0} <= set(profile.lambdas) and set(profile.fsl) == {False, True}
-    assert OURS in {point.name for point in grid(profile)}
-
-
-def test_paper_profile_has_the_papers_numbers() -> None:
-    paper = load_profile("paper")
-    assert paper.backbone == "resnet38" and paper.data.train_split == "train_aug"
-    cam = paper.cam
-    assert (cam.epochs, cam.batch_size, cam.dropout, cam.siamese_scale) == (8, 8, 0.5, 0.3)
-    assert (cam.optimizer.learning_rate, cam.optimizer.weight_decay, cam.optimizer.power) == (0.01, 5e-4, 0.9)
-    assert cam.optimizer.head_multiplier == 10 and (cam.mu, cam.sigma) == (2.5, 5.0)
-    assert (paper.affinitynet.alpha_amplified, paper.affinitynet.alpha_weakened) == (2, 4)
-    assert (paper.seam_affinitynet.alpha_amplified, paper.seam_affinitynet.alpha_weakened) == (4, 24)
-    assert (paper.affinitynet.beta, paper.affinitynet.log_t, paper.affinitynet.radius) == (8, 6, 5)
+    for method in profile.refine:
+        assert refined_variant(profile, method) in grid(profile)
+    if name != "seam":
+        assert {0.0, 1.0} <= set(profile.lambdas) and set(profile.fsl) == {False, True}
+        assert OURS in {point.name for point in grid(profile)}
 
 
 def test_grid_by_hand() -> None:
@@ -114,7 +105,7 @@ def test_values_of_every_kind() -> None:
     assert profile.lambdas == (0.0, 1.0) and profile.cam.views.sizes == ((48, 64),)
     assert profile.cam.optimizer.learning_rate == 0.001 and profile.cam.optimizer.weight_decay == 0
     assert profile.inference.background == "power:6"
-    again = load_profile("paper", "pretrain.epochs=2")
+    again = load_profile("paper", ["pretrain.epochs=2", "imagenet_weights=''"])
     assert again.pretrain is not None and again.pretrain.epochs == 2
 
 
@@ -158,6 +149,7 @@ def test_values_of_every_kind() -> None:
         ("inference.background=otsu", "inference.background: "),
         ("seeds=[]", "seeds: "),
         ("seeds=[1,1]", "seeds: "),
+        ("baselines=[seam,seam]", "baselines: "),
         ("workers=0", "workers: Input should be greater than or equal to 1, got 0"),
         # not an override
         ("cam.epochs", "overrides: expected field=value, got 'cam.epochs'"),
@@ -169,6 +161,13 @@ def test_wrong_values_name_their_field(override: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load_profile("quick", [override])
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_contradicting_fields() -> None:
+    with pytest.raises(InputError, match="quick: expected at least one point: lambdas and fsl, or baselines"):
+        load_profile("quick", "lambdas=[] baselines=[]")
+    with pytest.raises(InputError, match="quick: expected imagenet_weights or pretrain, got both"):
+        load_profile("quick", "imagenet_weights=a.params")
 
 
 def test_learned_mu_and_sigma_start_inside_their_range() -> None:
@@ -192,7 +191,9 @@ def test_contradicting_overrides() -> None:
 
 
 def test_unknown_profile() -> None:
-    with pytest.raises(InputError, match=r"profile: expected one of quick, photos, paper, got 'slow'"):
+    with pytest.raises(
+        InputError, match=r"profile: expected one of quick, photos, paper, icam, seam, got 'slow'"
+    ):
         load_profile("slow")
 
 

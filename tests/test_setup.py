@@ -29,7 +29,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go from right to left: a unit may import its own layer and those before it.
 LAYERS = (
-    {"__init__", "errors", "files", "config", "code_version", "workers", "cluster"},
+    {"__init__", "errors", "files", "config", "code_version", "workers", "placement", "cluster"},
     {
         "cam",
         "sampling",

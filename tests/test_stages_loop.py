@@ -168,10 +168,10 @@ def test_a_loss_rises_to_its_weight_step_by_step(tmp_path: Path) -> None:
 
 
 def test_momentum_reaches_every_group_and_empty_groups_are_left_out() -> None:
-    optimizer = loop._optimizer(Toy().groups(), OptimizerConfig(momentum=0.0005), [])
+    optimizer = loop.build_optimizer(Toy().groups(), OptimizerConfig(momentum=0.0005), [])
     assert [group["momentum"] for group in optimizer.param_groups] == [0.0005] * 4
     groups = {"new_weights": [nn.Parameter(torch.zeros(1))], "new_biases": []}
-    (only,) = loop._optimizer(groups, OptimizerConfig(), []).param_groups
+    (only,) = loop.build_optimizer(groups, OptimizerConfig(), []).param_groups
     assert only["lr"] == pytest.approx(0.1) and only["weight_decay"] == 5e-4
 
 

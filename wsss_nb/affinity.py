@@ -233,7 +233,9 @@ class _PairAffinity(torch.autograd.Function):
         return result, None
 
 
-def affinity_loss(pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1e-5) -> Tensor:
+def affinity_loss(
+    pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1e-5, correction: Tensor | None = None
+) -> Tensor:
     """Loss of AffinityNet (Ahn and Kwak 2018, Sec. 3.2; a quarter of the published sum, as released).
 
     L = 1/4 <-log A>_background + 1/4 <-log A>_foreground + 1/2 <-log(1 - A)>_negative, each the mean over
@@ -243,6 +245,7 @@ def affinity_loss(pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1
         pairs_affinity: (B, D, n) from :func:`pair_affinity`.
         labels: as :func:`affinity_labels` gives them, same shape.
         eps: guard.
+        correction: factors of the three means (background, foreground, negative), where a batch is computed in parts.
 
     Returns:
         Scalar in nats.
@@ -265,11 +268,14 @@ def affinity_loss(pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1
     def mean(values: Tensor, weight: Tensor) -> Tensor:
         return (values * weight).sum() / (weight.sum() + eps)
 
-    return (
-        mean(attract, labels.background) / 4
-        + mean(attract, labels.foreground) / 4
-        + mean(repel, labels.negative) / 2
-    )
+    means = [
+        mean(attract, labels.background),
+        mean(attract, labels.foreground),
+        mean(repel, labels.negative),
+    ]
+    if correction is not None:
+        means = [factor * value for factor, value in zip(correction, means, strict=True)]
+    return means[0] / 4 + means[1] / 4 + means[2] / 2
 
 
 @torch.no_grad()

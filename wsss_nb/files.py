@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from wsss_nb.errors import InputError
+from wsss_nb.errors import DiskFullError, InputError
 
 __all__ = ["atomic_path", "read_json", "sha256_file", "write_json"]
 
@@ -24,6 +25,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         InputError: the folder cannot be created or written to.
+        DiskFullError: there is no room; a file that was there before is still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -37,7 +39,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise InputError(f"{path}: expected a writable place, got {error.strerror or error}") from error
     except OSError as error:
-        if error.errno in {28, 30}:  # no space left, read-only file system
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(
+                f"{path}: expected room on the disk, got {error.strerror}; what is finished is kept, the same command "
+                "carries on"
+            ) from error
+        if error.errno == errno.EROFS:
             raise InputError(f"{path}: expected a writable place, got {error.strerror}") from error
         raise
     finally:

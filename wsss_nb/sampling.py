@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss_nb.cam import global_average_pool, global_max_pool
+from wsss_nb.placement import draw_rows
 
 __all__ = [
     "Pooling",
@@ -83,7 +84,9 @@ def draw_pixels(cam: Tensor, num_samples: int = 1, generator: torch.Generator | 
     total = cumulative[..., -1:].contiguous()
     device = cam.device if generator is None else generator.device
     shape = (*cam.shape[:2], num_samples)
-    uniform = torch.rand(shape, dtype=torch.float64, device=device, generator=generator).to(cam.device)
+    uniform = draw_rows(
+        lambda whole: torch.rand(whole, dtype=torch.float64, device=device, generator=generator), shape
+    ).to(cam.device)
     pixels = torch.searchsorted(cumulative, uniform * total, right=True)
     # uniform * total may round up to total; the last pixel with any mass is the right answer then.
     return torch.minimum(pixels, torch.searchsorted(cumulative, total))

@@ -1,8 +1,10 @@
 """The fused kernels on a real GPU, in one command: ``python -m wsss_nb.benchmarks.gpu``.
 
 Measures the feature similarity loss against all pairs in torch, and the dense CRF with exact messages; checks the
-numbers in float64 first; prints a table and writes JSON. Times are wall-clock medians of whole calls, from Python
-to the finished result. Without a CUDA device it says so and ends with exit code 2.
+numbers in float64 first. Then a training step of each stage of the paper's profile, at its crop and batch, in float32
+and bfloat16: images per second, peak memory, the loss's share, hours in all. Prints tables and writes JSON. Times are
+wall-clock medians of whole calls, from Python to the finished result. Without a CUDA device it says so and ends with
+exit code 2.
 
 Operations are counted for the pairs that have to be visited, an addition, a multiplication, a root or a power
 as one each, a multiply-add as two. Their limit is the rate of a large float32 matrix product (no TF32) on the same
@@ -26,7 +28,9 @@ from wsss_nb._pairwise import fused_kernels, pairwise_form
 from wsss_nb.benchmarks.measure import interleaved
 from wsss_nb.benchmarks.references import all_pairs_loss
 from wsss_nb.benchmarks.rows import REACH, SIGMA, _maps, pixels_times_window
+from wsss_nb.benchmarks.training import summary, training_rows
 from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_torch
+from wsss_nb.experiment.profiles import load_profile
 from wsss_nb.experiment.provenance import manifest
 from wsss_nb.files import write_json
 from wsss_nb.similarity import feature_similarity_loss
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m wsss_nb.benchmarks.gpu", description=main.__doc__)
     parser.add_argument("--repeats", type=int, default=50, help="timed runs of each loss (default: 50)")
+    parser.add_argument("--steps", type=int, default=20, help="timed training steps; 0 = none (default: 20)")
     parser.add_argument("--json", default="gpu_benchmark.json", help="where to write (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -63,10 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit = matrix_product_rate(device)
     rows = [similarity_row(device, learned, options.repeats, limit) for learned in (False, True)]
     rows.append(crf_row(device, crf_scene(HEIGHT, WIDTH, K), min(options.repeats, 5), limit))
+    profile = load_profile("paper")
+    training = [
+        row
+        for precision in ("float32", "bfloat16")
+        for row in (training_rows(profile, device, precision, repeats=options.steps) if options.steps else ())
+    ]
     facts = {"device": name, "float32_matrix_product_flops": limit, "torch": torch.__version__}
     print(f"{name}, torch {torch.__version__}, float32 matrix product {limit / 1e12:.1f} TFLOP/s")
     print(table(rows))
-    write_json(options.json, {**facts, "rows": rows, "manifest": manifest()})
+    if training:
+        print(summary(training, profile))
+    write_json(options.json, {**facts, "rows": rows, "training": training, "manifest": manifest()})
     return 0 if all(row["error"] <= LARGEST_ERROR for row in rows) else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -45,17 +46,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nwsss-nb: interrupted; the same command carries on where this one stopped", file=sys.stderr)
         return 130
     except RuntimeError as error:
+        from torch.cuda import OutOfMemoryError
+
+        from wsss_nb.errors import DiskFullError
         from wsss_nb.stages.loop import TrainingError
         from wsss_nb.workers import WorkerDiedError
 
-        if not isinstance(error, (TrainingError, WorkerDiedError)):
+        if isinstance(error, OutOfMemoryError):
+            error = RuntimeError(
+                f"the GPU's memory does not suffice ({str(error).partition('. ')[0]}); what is finished is kept, the "
+                "same command carries on"
+            )
+        elif not isinstance(error, (DiskFullError, TrainingError, WorkerDiedError)):
             raise
         print(f"wsss-nb: error: {_one_line(error)}", file=sys.stderr)
         return 1
 
 
 def _line_by_line() -> None:
-    """A log that is read while it grows must not wait for a full buffer."""
+    """A log that is read while it grows must not wait for a full buffer; of several processes the first one speaks."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        os.environ["WSSS_NB_HEADLESS"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(line_buffering=True)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     _add_profile(cam)
     cam.add_argument(
-        "--lambda", dest="weight", type=fraction, default=1.0, metavar="FLOAT", help="Eq. 5; default: 1"
+        "--lambda",
+        dest="weight",
+        type=fraction,
+        metavar="FLOAT",
+        help="Eq. 5; default: the profile's refined_lambda",
     )
     cam.add_argument("--no-fsl", action="store_true", help="without the feature-similarity loss")
     cam.add_argument("--baseline", choices=("average", "seam"), help="train a baseline instead")
@@ -109,7 +114,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         )
         _add_profile(stage)
         _add_cluster(stage)
-        stage.add_argument("--method", choices=("ours", "seam"), default="ours", help="default: ours")
+        stage.add_argument(
+            "--method", choices=("ours", "seam"), help="default: the profile's first of refine"
+        )
         stage.set_defaults(handler=_train_stage)
 
 
@@ -128,6 +135,22 @@ def _profile(options: argparse.Namespace) -> Profile:
         )
     options.out = Path(options.out or f"runs/{profile.name}")
     return profile
+
+
+def _lock(out: Path) -> AbstractContextManager[None]:
+    """The run folder's lock; of several processes the main one holds it."""
+    from wsss_nb.experiment.state import run_lock
+    from wsss_nb.stages.processes import processes
+
+    return run_lock(out) if processes().is_main else nullcontext()
+
+
+def _alone(command: str) -> None:
+    from wsss_nb.errors import InputError
+    from wsss_nb.stages.processes import launched
+
+    if launched() > 1:
+        raise InputError(f"{command}: expected one process, got {launched()}; several do `train` together")
 
 
 def _open(options: argparse.Namespace, profile: Profile) -> Run:
@@ -152,6 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.state import run_lock
     from wsss_nb.files import read_json, write_json
 
+    _alone("run")
     profile = _profile(options)
     from_files = {
         name: value for path in options.parameter_files for name, value in parameters_in(path).items()
@@ -204,6 +228,7 @@ def _run(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.state import run_lock
 
+    _alone("sweep")
     profile = _profile(options)
     with run_lock(options.out):
         rows = _open(options, profile).train_cams()
@@ -212,31 +237,30 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _train_cam(options: argparse.Namespace) -> int:
-    from wsss_nb.experiment.state import run_lock
-
-    fsl = not options.no_fsl
-    name = options.baseline or f"lambda{options.weight:g}{'_fsl' if fsl else ''}"
     profile = _profile(options)
+    fsl = not options.no_fsl
+    weight = profile.refined_lambda if options.weight is None else options.weight
+    if profile.refine == ("seam",) and options.weight is None and fsl:
+        options.baseline = options.baseline or "seam"
+    name = options.baseline or f"lambda{weight:g}{'_fsl' if fsl else ''}"
     seed = profile.seeds[0] if options.seed is None else options.seed
     # A point outside the profile's grid is added to it; one inside must leave the profile as it is.
-    wanted = {"baselines": options.baseline} if options.baseline else {"lambdas": options.weight, "fsl": fsl}
+    wanted = {"baselines": options.baseline} if options.baseline else {"lambdas": weight, "fsl": fsl}
     for field, value in wanted.items():
         if value not in getattr(profile, field):
             profile = profile.model_copy(update={field: (*getattr(profile, field), value)})
-    with run_lock(options.out):
+    with _lock(options.out):
         row = _open(options, profile).train_cam(name, seed)
     _print_rows([row], options.out)
     return 0
 
 
 def _train_stage(options: argparse.Namespace) -> int:
-    from wsss_nb.experiment.state import run_lock
-
     profile = _profile(options)
-    with run_lock(options.out):
+    with _lock(options.out):
         run = _open(options, profile)
         train = run.train_affinitynet if options.stage == "affinitynet" else run.train_deeplab
-        row = train(options.method)
+        row = train(options.method or (profile.refine or ("ours",))[0])
     _print_rows([row], options.out)
     return 0
 

@@ -238,6 +238,8 @@ class CamAugmentation:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Augment one image (3, H, W); a label map (H, W) given with it moves along (nearest, 255 outside).
 
+        Scores (C, H, W), floating, may be given in its place (bilinear, 0 outside).
+
         Raises:
             ValueError: an image or mask of another shape.
         """
@@ -262,7 +264,8 @@ class CamAugmentation:
             crop = _pair(self.crop)
             top, left = _place(image, crop, draw[12:14])
             image = crop_or_pad(image, top, left, crop, self.fill)
-            mask = None if mask is None else crop_or_pad(mask, top, left, crop, IGNORE)
+            outside = 0 if mask is not None and mask.is_floating_point() else IGNORE
+            mask = None if mask is None else crop_or_pad(mask, top, left, crop, outside)
         return image if mask is None else (image, mask)
 
 
@@ -351,8 +354,10 @@ def _long_side_size(image: Tensor, long_side: int) -> tuple[int, int]:
 
 
 def _resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(labels.shape) == size:
+    if tuple(labels.shape[-2:]) == size:
         return labels
+    if labels.ndim == 3:
+        return F.interpolate(labels[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
     return F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(labels.dtype)
 
 
@@ -369,5 +374,9 @@ def _place(image: Tensor, size: tuple[int, int], draw: list[float]) -> tuple[int
 def _check_pair(image: Tensor, labels: Tensor | None) -> None:
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise ValueError(f"image: expected (3, H, W) float, got {tuple(image.shape)} {image.dtype}")
-    if labels is not None and labels.shape != image.shape[1:]:
+    if labels is None or (
+        labels.ndim == 3 and labels.is_floating_point() and labels.shape[1:] == image.shape[1:]
+    ):
+        return
+    if labels.shape != image.shape[1:]:
         raise ValueError(f"labels: expected (H, W) = {tuple(image.shape[1:])}, got {tuple(labels.shape)}")

@@ -40,12 +40,17 @@ def refined_variant(profile: Profile, method: str) -> Variant:
     Raises:
         InputError: no such method, or the profile's grid does not train it.
     """
-    names = {"ours": OURS, "seam": "seam"}
+    ours = f"lambda{profile.refined_lambda:g}_fsl"
+    names = {"ours": ours, "seam": "seam"}
     if method not in names:
         raise InputError(f"method: expected ours or seam, got {method!r}")
     for variant in grid(profile):
         if variant.name == names[method]:
             return variant
-    needed = "lambdas with 1 and fsl with true" if method == "ours" else "baselines with seam"
+    needed = (
+        f"lambdas with {profile.refined_lambda:g} and fsl with true"
+        if method == "ours"
+        else "baselines with seam"
+    )
     raise InputError(f"refine: {method} goes through stages 2 and 3 and needs {needed} in the grid, got "
                      f"{', '.join(variant.name for variant in grid(profile))}")  # fmt: skip

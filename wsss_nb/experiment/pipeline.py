@@ -15,13 +15,14 @@ from wsss_nb.crf import resolve_backend
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import Variant, grid, refined_variant
-from wsss_nb.experiment.preparation import prepare
+from wsss_nb.experiment.preparation import prepare, project_root
 from wsss_nb.experiment.profiles import Profile, load_profile
 from wsss_nb.experiment.record import current_results, with_rows, write_results
 from wsss_nb.files import read_json
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
 from wsss_nb.stages.loop import History, progress
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.protocols import affinitynet_protocol, cam_protocol, deeplab_protocol
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
 from wsss_nb.stages.steps import run_step
@@ -82,7 +83,10 @@ class Run:
         return self.profile.seam_inference if variant.method == "seam" else self.profile.inference
 
     def pretrain(self, on_epoch: OnEpoch | None = None) -> tuple[Path | None, str]:
-        """The classifier every run starts from, where the profile asks for one: its checkpoint and key."""
+        """What every network starts from, a file and its key: ImageNet weights, a classifier trained here, or nothing."""
+        given = self.prepared["weights"]
+        if given is not None:
+            return Path(given["path"]), given["sha256"]
         config = self.profile.pretrain
         if config is None:
             return None, ""
@@ -371,7 +375,8 @@ class Run:
         return current_results(self.out, self.profile, self.prepared, self.train, self.val)
 
     def _record(self, section: str, rows: list[dict[str, Any]]) -> None:
-        write_results(self.out, with_rows(self.results(), section, rows))
+        if processes().is_main:
+            write_results(self.out, with_rows(self.results(), section, rows))
 
 
 def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -393,7 +398,7 @@ def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, ove
     ``data_root`` keeps the profile's. ``seed`` replaces the profile's seeds, unless it is the first of them or
     ``overrides`` name some.
     """
-    root = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
+    root = project_root()
     chosen = load_profile(profile, overrides)
     values: dict[str, Any] = {}
     if data_root:
@@ -410,9 +415,16 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
         InputError: as :func:`prepare`, or the folder is not writable.
     """
     out = Path(out_dir).resolve()
-    prepare(profile, out)
+    if processes().is_main:
+        prepare(profile, out)
+    processes().wait()
     torch.set_num_threads(profile.threads)
     run = Run(profile, out)
     run.workers = requested_cluster(out, run.train.root) or profile.workers
-    write_results(out, run.results())
+    if not isinstance(run.workers, int) and processes().count > 1:
+        raise InputError(
+            f"--ray-address: expected one process, got {processes().count}: Ray and torchrun do not go together"
+        )
+    if processes().is_main:
+        write_results(out, run.results())
     return run

@@ -8,23 +8,25 @@ from wsss_nb.code_version import code_version
 from wsss_nb.data import VOCFolder, check_folder, make_synthetic, write_labels
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.profiles import DataConfig, Profile
-from wsss_nb.files import write_json
+from wsss_nb.files import sha256_file, write_json
 from wsss_nb.stages.steps import step_key
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "project_root"]
 
 _STAGES = ("cam", "scoring", "affinitynet", "deeplab")
 
 
 def prepare(profile: Profile, out: Path) -> None:
-    """Write ``out/data``: ``SPLIT.csv`` with the image-level labels, ``prepared.json`` with root, hashes and code version.
+    """Write ``out/data``: ``SPLIT.csv`` with the image-level labels, ``prepared.json`` with root, hashes, weights, code.
 
     This is the only place that looks at masks before scoring: to check them, and to derive image-level labels where
     the data set has no others. Training reads ``SPLIT.csv`` and images alone.
 
     Raises:
-        InputError: no data folder given or found, a bad file (named; with ``data.skip_bad`` counted and left out).
+        InputError: no data folder given or found, a bad file (named; with ``data.skip_bad`` counted and left out),
+            no file of ImageNet weights where the profile names one.
     """
+    weights = _weights(profile.imagenet_weights)
     data = profile.data
     root = _root(data, out)
     splits = tuple(dict.fromkeys((data.train_split, data.val_split)))
@@ -44,9 +46,29 @@ def prepare(profile: Profile, out: Path) -> None:
         "root": root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root),
         "hash": step_key({"splits": hashes, "bad": bad})[:16],
         "bad": bad,
+        "weights": weights,
         "code": {stage: code_version(f"wsss_nb.stages.{stage}") for stage in _STAGES},
     }
     write_json(out / "data" / "prepared.json", prepared)
+
+
+def project_root() -> Path:
+    """What relative paths are meant from: here, or the folder above where a notebook runs in ``notebooks``."""
+    here = Path.cwd()
+    return here.parent if here.name == "notebooks" else here
+
+
+def _weights(name: str) -> dict[str, str] | None:
+    """Absolute path and SHA-256 of the file that all networks start from."""
+    if not name:
+        return None
+    path = project_root() / name
+    if not path.is_file():
+        raise InputError(
+            f"imagenet_weights: expected the file of ResNet-38's ImageNet weights for MXNet, got no file {path} "
+            "(--imagenet_weights FILE; empty for a random start)"
+        )
+    return {"path": str(path.resolve()), "sha256": sha256_file(path)}
 
 
 def _root(data: DataConfig, out: Path) -> Path:

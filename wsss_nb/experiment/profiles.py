@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from wsss_nb.config import Config
 from wsss_nb.errors import InputError
@@ -45,7 +45,7 @@ class Profile(Config):
     """One experiment: data, backbone, the grid of Figure 2, baselines, and the three stages.
 
     ``cam`` is what every point of the grid shares; lambda, FSL and method are set by the point. ``refine`` lists the
-    methods ("ours" = lambda 1 with FSL, "seam") that go through stages 2 and 3.
+    methods ("ours" = ``refined_lambda`` with FSL, "seam") that go through stages 2 and 3.
     """
 
     name: str
@@ -56,9 +56,14 @@ class Profile(Config):
     fsl: tuple[bool, ...] = (False, True)
     baselines: tuple[Literal["average", "seam"], ...] = ("average", "seam")
     refine: tuple[Literal["ours", "seam"], ...] = ("ours", "seam")
+    refined_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
     workers: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = Field(
         1, description="of every network that is trained alone; changes the last digits"
+    )
+    imagenet_weights: str = Field(
+        "",
+        description="file all networks start from, MXNet's .params or PyTorch; empty = what pip has, else random",
     )
     pretrain: PretrainConfig | None = None
     cam: CamConfig = CamConfig()
@@ -76,12 +81,20 @@ class Profile(Config):
             raise ValueError(f"expected one of {', '.join(BACKBONES)}")
         return value
 
-    @field_validator("seeds", "lambdas", "fsl")
+    @field_validator("seeds", "lambdas", "fsl", "baselines")
     @classmethod
-    def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not value or len(set(value)) != len(value):
+    def _once_each(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len(set(value)) != len(value) or (info.field_name == "seeds" and not value):
             raise ValueError("expected at least one value and no value twice")
         return value
+
+    @model_validator(mode="after")
+    def _some_point(self) -> Profile:
+        if not self.baselines and not (self.lambdas and self.fsl):
+            raise ValueError("expected at least one point: lambdas and fsl, or baselines")
+        if self.imagenet_weights and self.pretrain is not None:
+            raise ValueError("expected imagenet_weights or pretrain, got both")
+        return self
 
 
 def _quick() -> Profile:
@@ -151,10 +164,55 @@ def _photos() -> Profile:
     )  # fmt: skip
 
 
+_QUIRK = OptimizerConfig(decay_as_momentum=True)
+IMAGENET_FILE = "data/ilsvrc-cls_rna-a1_cls1000_ep-0001.params"
+
+
 def _paper() -> Profile:
-    """VOC 2012 + SBD with ResNet-38 on GPUs: the paper's settings, declared; mu and sigma are learned."""
-    cam = CamConfig(learn_similarity=True)
-    return Profile(name="paper", data=DataConfig(kind="voc", train_split="train_aug"), cam=cam)
+    """The paper on VOC 2012 + SBD with ResNet-38 on GPUs; mu and sigma are learned from the release's values.
+
+    The optimiser is the release's with its quirk. The paper states neither the weight of the feature-similarity loss nor the
+    rate of mu and sigma: the weight and its normaliser are the release's here.
+    """
+    views = ViewsConfig(loader_workers=8)
+    cam = CamConfig(optimizer=_QUIRK, views=views, learn_similarity=True)
+    affinity = AffinityNetConfig(optimizer=_QUIRK, views=views)
+    return Profile(
+        name="paper",
+        data=DataConfig(kind="voc", train_split="train_aug"),
+        imagenet_weights=IMAGENET_FILE,
+        cam=cam,
+        seam=CamConfig(method="seam", pooling="average", optimizer=_QUIRK, views=views),
+        affinitynet=affinity,
+        seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
+        deeplab=DeepLabConfig(iterations=20_000, views=views),
+    )
+
+
+def _icam() -> Profile:
+    """The extended release: average pooling, lambda 0.8, 100 draws, fixed mu and sigma, FSL in stage 3."""
+    base = _paper()
+    release = {
+        "pooling": "average",
+        "num_samples": 100,
+        "sample_background": False,
+        "learn_similarity": False,
+    }
+    return base.model_copy(
+        update={
+            "name": "icam",
+            "lambdas": (0.0, 0.25, 0.5, 0.75, 0.8, 1.0),
+            "refined_lambda": 0.8,
+            "cam": base.cam.model_copy(update={**release, "weight": 0.8}),
+            "deeplab": base.deeplab.model_copy(update={"similarity_weight": 0.5}),
+        }
+    )
+
+
+def _seam() -> Profile:
+    """The baseline SEAM alone, through all three stages."""
+    points = {"lambdas": (), "fsl": (), "baselines": ("seam",), "refine": ("seam",)}
+    return _paper().model_copy(update={"name": "seam", **points})
 
 
 # Every point of the grid has its own: a value given here would be overwritten.
@@ -164,7 +222,9 @@ _SET_BY_GRID = {
 }
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
-PROFILES: dict[str, Callable[[], Profile]] = {"quick": _quick, "photos": _photos, "paper": _paper}
+PROFILES: dict[str, Callable[[], Profile]] = {
+    "quick": _quick, "photos": _photos, "paper": _paper, "icam": _icam, "seam": _seam,
+}  # fmt: skip
 
 
 def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +326,9 @@ def load_profile(name: str, overrides: Mapping[str, Any] | Sequence[str] | str =
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        what = first["msg"]
+        what = first["msg"].removeprefix("Value error, ")
+        if not field:  # about several fields, which the message names
+            raise InputError(f"{name}: {what}") from error
         if first["type"] == "extra_forbidden":
             near = _similar(field, _fields(PROFILES[name]().model_dump()))
             what = "no such field" + (f" (did you mean {' or '.join(near)}?)" if near else "")

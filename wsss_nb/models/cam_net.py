@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Taps
+from wsss_nb.models.dropout import Dropout2d
 from wsss_nb.models.network import BatchNormMode, channels_last
 from wsss_nb.models.pcm import PixelCorrelationNetwork, pixel_correlation, winner_take_all
 from wsss_nb.models.registry import create_backbone
@@ -55,7 +56,7 @@ class CamNet(PixelCorrelationNetwork):
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         super().__init__(backbone, batch_norm=batch_norm)
         self.num_classes = num_classes
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = Dropout2d(dropout)
         self.fc8 = nn.Conv2d(backbone.channels.conv6, num_classes, 1, bias=False)
         nn.init.xavier_uniform_(self.fc8.weight)
 

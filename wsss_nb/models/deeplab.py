@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone
+from wsss_nb.models.dropout import Dropout
 from wsss_nb.models.network import BatchNormMode, Network, channels_last
 from wsss_nb.models.registry import BACKBONES, create_backbone
 
@@ -53,7 +54,7 @@ class DeepLab(Network):
         self.bn_fov = nn.BatchNorm2d(width)
         self.conv_fov2 = nn.Conv2d(width, width, 1, bias=False)
         self.bn_fov2 = nn.BatchNorm2d(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.cls_conv = nn.Conv2d(width, num_classes, 1)
         nn.init.kaiming_normal_(self.conv_fov.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.conv_fov2.weight, nonlinearity="relu")

@@ -48,6 +48,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
         self.batch_norm = batch_norm
+        self._layout = torch.channels_last
 
     @property
     def stride(self) -> int:
@@ -116,7 +117,30 @@ class Network(nn.Module):
 
     def taps(self, features: Tensor) -> Taps[Tensor]:
         """The backbone's tapped maps for the output of :meth:`frozen`, whatever layout it was kept in."""
-        return self.backbone.taps(features.contiguous(memory_format=torch.channels_last))
+        return self.backbone.taps(features.contiguous(memory_format=self._layout))
+
+    def use_memory_format(self, layout: torch.memory_format) -> None:
+        """Lay the convolutions' weights and the features out as ``torch.channels_last`` (default) or contiguous."""
+        self._layout = layout
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+
+    def synchronise_batch_norm(self) -> None:
+        """Let BatchNorm that is trained see the rows of all processes; on GPUs only. Names and weights stay."""
+        parts: list[tuple[nn.Module, str, nn.Module]] = []
+        blocks = dict(self.backbone.named_children())
+        if self.batch_norm != "frozen":
+            parts += [(self.backbone, name, block) for name, block in blocks.items()]
+            if not self.prefixed:
+                parts += [(self, name, block) for name, block in blocks.items()]
+        heads = {name: part for name, part in self.named_children() if name not in {"backbone", *blocks}}
+        parts += [(self, name, head) for name, head in heads.items()]
+        made: dict[nn.Module, nn.Module] = {}
+        for owner, name, module in parts:
+            if module not in made:
+                made[module] = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            setattr(owner, name, made[module])
 
     def parameter_groups(self) -> ParameterGroups:
         """The trained parameters in the four groups that get different learning rates.
@@ -140,7 +164,5 @@ class Network(nn.Module):
 
 def channels_last(net: Self) -> Self:
     """Lay the convolutions' weights out channels-last, which makes every convolution run that way."""
-    for parameter in net.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    net.use_memory_format(torch.channels_last)
     return net

@@ -48,6 +48,9 @@ def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
         raise ValueError(
             f"features: expected (B, C, h, w) beside maps {tuple(maps.shape)}, got {tuple(features.shape)}"
         )
+    if features.dtype == torch.float16:  # sums over thousands of pixels leave its range
+        with torch.autocast(features.device.type, enabled=False):
+            return pixel_correlation(maps.float(), features.float())
     g = features.flatten(2)
     f = g / (g.norm(dim=1, keepdim=True) + _EPS)
     x = maps.flatten(2).to(f.dtype)

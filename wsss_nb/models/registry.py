@@ -52,6 +52,9 @@ BACKBONES: dict[str, BackboneSpec] = {
         load_pretrained=_load_efficientnet,
         deeplab_width=256,
     ),
+    "efficientnet_lite0_stride8": BackboneSpec(
+        build=EfficientNetLite0, output_strides=(8,), load_pretrained=_load_efficientnet, deeplab_width=256
+    ),
     "resnet38": BackboneSpec(
         build=lambda stride, freeze: ResNet38(freeze),
         output_strides=(8,),

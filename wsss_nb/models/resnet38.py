@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Taps, conv_norm
+from wsss_nb.models.dropout import Dropout2d
 
 __all__ = ["ResNet38"]
 
@@ -51,7 +52,7 @@ class _Bottleneck(nn.Module):
         self.bn_branch2b1 = nn.BatchNorm2d(outputs // 4)
         self.conv_branch2b1 = nn.Conv2d(outputs // 4, outputs // 2, 3, 1, 4, 4, bias=False)
         self.bn_branch2b2 = nn.BatchNorm2d(outputs // 2)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = Dropout2d(dropout)
         self.conv_branch2b2 = nn.Conv2d(outputs // 2, outputs, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
 
@@ -70,34 +71,36 @@ class ResNet38(Backbone):
     """ResNet-38, stride 8; ``conv1a``, ``b2``, ``b2_1`` and ``b2_2`` are the frozen part.
 
     Taps: conv4 = first BN-ReLU of b5 (512 channels), conv5 = first BN-ReLU of b6 (1024), conv6 = relu(bn7)
-    (4096). With ``freeze=False`` everything is trained (DeepLab).
+    (4096). With ``freeze=False`` everything is trained (DeepLab). ``slimmer`` divides all widths, for trials on small
+    machines; published weights fit 1 only.
     """
 
-    channels = Taps(512, 1024, 4096)
     stride = 8
 
-    def __init__(self, freeze: bool = True) -> None:
+    def __init__(self, freeze: bool = True, slimmer: int = 1) -> None:
         super().__init__()
         self.freeze = freeze
-        self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.b2 = _Block(64, 128, 128, stride=2)
-        self.b2_1 = _Block(128, 128, 128)
-        self.b2_2 = _Block(128, 128, 128)
-        self.b3 = _Block(128, 256, 256, stride=2)
-        self.b3_1 = _Block(256, 256, 256)
-        self.b3_2 = _Block(256, 256, 256)
-        self.b4 = _Block(256, 512, 512, stride=2)
-        self.b4_1 = _Block(512, 512, 512)
-        self.b4_2 = _Block(512, 512, 512)
-        self.b4_3 = _Block(512, 512, 512)
-        self.b4_4 = _Block(512, 512, 512)
-        self.b4_5 = _Block(512, 512, 512)
-        self.b5 = _Block(512, 512, 1024, first=1, dilation=2)
-        self.b5_1 = _Block(1024, 512, 1024, first=2, dilation=2)
-        self.b5_2 = _Block(1024, 512, 1024, first=2, dilation=2)
-        self.b6 = _Bottleneck(1024, 2048, dropout=0.3)
-        self.b7 = _Bottleneck(2048, 4096, dropout=0.5)
-        self.bn7 = nn.BatchNorm2d(4096)
+        c64, c128, c256, c512, c1024, c2048, c4096 = (64 * 2**power // slimmer for power in range(7))
+        self.channels = Taps(c512, c1024, c4096)
+        self.conv1a = nn.Conv2d(3, c64, 3, padding=1, bias=False)
+        self.b2 = _Block(c64, c128, c128, stride=2)
+        self.b2_1 = _Block(c128, c128, c128)
+        self.b2_2 = _Block(c128, c128, c128)
+        self.b3 = _Block(c128, c256, c256, stride=2)
+        self.b3_1 = _Block(c256, c256, c256)
+        self.b3_2 = _Block(c256, c256, c256)
+        self.b4 = _Block(c256, c512, c512, stride=2)
+        self.b4_1 = _Block(c512, c512, c512)
+        self.b4_2 = _Block(c512, c512, c512)
+        self.b4_3 = _Block(c512, c512, c512)
+        self.b4_4 = _Block(c512, c512, c512)
+        self.b4_5 = _Block(c512, c512, c512)
+        self.b5 = _Block(c512, c512, c1024, first=1, dilation=2)
+        self.b5_1 = _Block(c1024, c512, c1024, first=2, dilation=2)
+        self.b5_2 = _Block(c1024, c512, c1024, first=2, dilation=2)
+        self.b6 = _Bottleneck(c1024, c2048, dropout=0.3)
+        self.b7 = _Bottleneck(c2048, c4096, dropout=0.5)
+        self.bn7 = nn.BatchNorm2d(c4096)
 
     def frozen_modules(self) -> Sequence[nn.Module]:
         """conv1a, b2, b2_1, b2_2."""

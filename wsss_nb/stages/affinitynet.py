@@ -19,8 +19,10 @@ from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net
 from wsss_nb.pseudo_labels import add_background, normalize_maximum, parse_background_rule, walk_cam
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
+from wsss_nb.stages.engine import prepare_network
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 CHECKPOINT = "checkpoint.pt"
+_NO_SCORE = 1e-5
 CRF_TASK = 32
 """Images of one task on a cluster."""
 
@@ -81,7 +84,8 @@ def crf_maps(
     processes; files that exist are kept. Each file holds ``classes`` (0 first), ``amplified`` and ``weakened``
     (n + 1, H, W) float16. On a cluster the tasks read and write the files of some images each.
     """
-    todo = [name for name in folder.names if not (out / f"{name}.npz").exists()]
+    mine = processes().share(folder.names)
+    todo = [name for name in mine if not (out / f"{name}.npz").exists()]
     backend = resolve_backend(backend)  # here: another machine may have other packages
     if not isinstance(workers, int):
         parts = [todo[start : start + CRF_TASK] for start in range(0, len(todo), CRF_TASK)]
@@ -112,20 +116,32 @@ def crf_maps(
                 amplified=amplified.astype(np.float16),
                 weakened=weakened.astype(np.float16),
             )
+    processes().wait()
 
 
 def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:
     """Labels AffinityNet learns from, (h, w) int64 with 255 = unsure, out of the two CRF maps averaged to ``size``.
 
     Foreground where the map with amplified background still says foreground, background where the one with
-    weakened background still says background.
+    weakened background still says background; 255 also where there is no score, outside a crop.
     """
+    maps, labels_of = _crf_scores(path)
+    return labels_of(F.adaptive_avg_pool2d(maps, size))
+
+
+def _crf_scores(path: Path) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Both CRF maps of a file, (2 (n + 1), H, W), and what makes labels of their averages."""
     with np.load(path) as file:
         classes = torch.from_numpy(file["classes"]).long()
         maps = [torch.from_numpy(file[key].astype(np.float32)) for key in ("amplified", "weakened")]
-    amplified, weakened = (classes[F.adaptive_avg_pool2d(value, size).argmax(0)] for value in maps)
-    unsure = torch.full_like(amplified, 255)
-    return torch.where(amplified > 0, amplified, torch.where(weakened == 0, 0, unsure))
+
+    def labels_of(averages: Tensor) -> Tensor:
+        amplified, weakened = (classes[part.argmax(0)] for part in averages.chunk(2))
+        unsure = torch.full_like(amplified, 255)
+        labels = torch.where(amplified > 0, amplified, torch.where(weakened == 0, 0, unsure))
+        return torch.where(averages.sum(0) > _NO_SCORE, labels, unsure)
+
+    return torch.cat(maps), labels_of
 
 
 def _build(backbone: str, seed: int, weights: Path | None) -> Any:
@@ -148,19 +164,29 @@ def train_affinitynet(
 ) -> History:
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
     net = _build(backbone, seed, weights)
+    prepare_network(net, config)
     device = pick_device()
-    wanted = Wanted(config.precision, target=lambda name, size: confident_labels(crf / f"{name}.npz", size))
+    wanted = Wanted(
+        config.precision,
+        target=lambda name, size: confident_labels(crf / f"{name}.npz", size),
+        scores=lambda name: _crf_scores(crf / f"{name}.npz"),
+    )
     loader = training_views(folder, net, config.views, config.batch_size, wanted)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         with training_precision(device, config.precision):
             features = net.from_frozen(batch.features, batch.images).float()
         labels = affinity_labels(batch.target, radius=config.radius)
-        return {"affinity": affinity_loss(pair_affinity(features, radius=config.radius), labels)}
+        pairs = pair_affinity(features, radius=config.radius)
+        return {"affinity": affinity_loss(pairs, labels, correction=batch.correction)}
+
+    def counts(batch: Any) -> Tensor:
+        return torch.stack([kind.sum() for kind in affinity_labels(batch.target, radius=config.radius)])
 
     return train(
         nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="AffinityNet",
+        epochs=config.epochs, precision=config.precision, accumulate=config.accumulate, counts=counts, seed=seed,
+        checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="AffinityNet",
     )  # fmt: skip
 
 
@@ -197,9 +223,10 @@ def write_pseudo_labels(
     net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
 ) -> None:
     """Random walk on every image of the split, argmax, ``out/NAME.png``; files that exist are kept."""
-    for name in progress(folder.names, f"random walk {folder.split}"):
+    for name in progress(processes().share(folder.names), f"random walk {folder.split}"):
         if (out / f"{name}.png").exists():
             continue
         classes, cam = load_cam_file(cams / f"{name}.npz")
         best = walk(net, folder.image(name), cam, config).argmax(0).cpu().numpy()
         save_label_map(out / f"{name}.png", np.concatenate([[0], classes])[best].astype(np.uint8))
+    processes().wait()

@@ -18,9 +18,11 @@ from wsss_nb.models import create_cam_net, create_seam_net
 from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
+from wsss_nb.stages.engine import prepare_network
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.objectives import paper_objective, seam_objective
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
@@ -59,16 +61,21 @@ def pretrain_classifier(
     """
     torch.manual_seed(seed)
     net = create_cam_net(backbone, folder.num_classes, dropout=0.0, batch_norm="train").to(pick_device())
+    prepare_network(net, config)
+    device = pick_device()
     loader = training_views(folder, net, config.views, config.batch_size)
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        logits = net.from_frozen(batch.features, batch.images, revise=False).logits[:, 1:].flatten(2)
+        with training_precision(device, config.precision):
+            logits = net.from_frozen(batch.features, batch.images, revise=False).logits.float()
+        logits = logits[:, 1:].flatten(2)
         pooled = (logits.softmax(2).detach() * logits).sum(2)
         return {"classification": F.multilabel_soft_margin_loss(pooled, batch.labels[:, 1:])}
 
     return train(
         nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="pre-training",
+        epochs=config.epochs, precision=config.precision, accumulate=config.accumulate, seed=seed,
+        checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="pre-training",
     )  # fmt: skip
 
 
@@ -88,9 +95,10 @@ def train_cam(
     Reads images and image-level labels only. mu and sigma are logged every epoch, fixed or learned.
     """
     net = build_cam_net(backbone, folder.num_classes, config, seed, weights)
-    similarity = FeatureSimilarityLoss(config.mu, config.sigma, learnable=config.learn_similarity).to(
-        pick_device()
-    )
+    prepare_network(net, config)
+    similarity = FeatureSimilarityLoss(
+        config.mu, config.sigma, config.learn_similarity, config.similarity_normalization
+    ).to(pick_device())
     modules = nn.ModuleDict({"net": net, "similarity": similarity})
     paired = config.siamese or config.method == "seam"
     loader = training_views(
@@ -114,7 +122,8 @@ def train_cam(
     ]
     return train(
         modules, loader, objective, groups=net.parameter_groups(), config=config.optimizer, epochs=config.epochs,
-        seed=seed, checkpoint=out / CHECKPOINT, extra_groups=learned if config.learn_similarity else None,
+        precision=config.precision, accumulate=config.accumulate, seed=seed,
+        checkpoint=out / CHECKPOINT, extra_groups=learned if config.learn_similarity else None,
         warmups={"similarity": config.similarity_warmup} if config.method == "paper" and config.similarity_weight else {},
         record=lambda: {"mu": similarity.mu.item(), "sigma": similarity.sigma.item()},
         on_epoch=on_epoch, description=description,
@@ -190,11 +199,12 @@ def infer_cams(
 ) -> None:
     """Write each image's CAM (``NAME.npz``: classes, cam float16 (n, H, W)) and its label map (``NAME.png``).
 
-    Image-level labels of the split are used, as everywhere in the paper's CAM scores. Files that exist are kept.
+    Image-level labels of the split are used, as everywhere in the paper's CAM scores. Files that exist are kept. Several
+    processes share the images.
     """
     rule = parse_background_rule(inference.background)
     labels = folder.labels()
-    for name in progress(folder.names, f"CAMs {folder.split}"):
+    for name in progress(processes().share(folder.names), f"CAMs {folder.split}"):
         target = out / f"{name}.npz"
         if target.exists():
             continue
@@ -206,3 +216,4 @@ def infer_cams(
         present = np.flatnonzero(labels[name][1:])
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, classes=present + 1, cam=cam[present].astype(np.float16))
+    processes().wait()

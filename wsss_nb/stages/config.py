@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wsss_nb.config import Config
 from wsss_nb.pseudo_labels import parse_background_rule
-from wsss_nb.similarity import MU_RANGE, SIGMA_RANGE
+from wsss_nb.similarity import MU_RANGE, SIGMA_RANGE, Normalization
 
 __all__ = [
     "AffinityNetConfig",
@@ -18,6 +18,7 @@ __all__ = [
     "InferenceConfig",
     "OptimizerConfig",
     "PretrainConfig",
+    "TrainingConfig",
     "ViewsConfig",
 ]
 
@@ -34,24 +35,34 @@ class OptimizerConfig(Config):
     """SGD with polynomial decay: lr(t) = learning_rate * (1 - t / max)^power, risen to linearly over ``warmup``.
 
     Parameter groups are multiplied: pretrained weights x1, pretrained biases x2 (no decay), new weights
-    x ``head_multiplier``, new biases x 2 ``head_multiplier`` (no decay). The release's momentum is
-    0.0005 by an argument in the wrong slot; set ``momentum`` to it for the letter of the release.
+    x ``head_multiplier``, new biases x 2 ``head_multiplier`` (no decay). In the release the optimiser of stages 1 and 2
+    hands its weight decay over in the place of SGD's momentum, which therefore is 0.0005 and not 0.9;
+    ``decay_as_momentum`` does the same. The decay itself is not touched by this.
     """
 
     learning_rate: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
+    decay_as_momentum: bool = Field(
+        False, description="the release's quirk: weight_decay is also the momentum"
+    )
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 5e-4
     power: Positive = 0.9
     head_multiplier: Positive = 10.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps; 0 in the paper")
+
+    @property
+    def effective_momentum(self) -> float:
+        """What SGD gets: ``momentum``, or ``weight_decay`` with the quirk of the release."""
+        return self.weight_decay if self.decay_as_momentum else self.momentum
 
 
 class ViewsConfig(Config):
     """Which views of an image a network is trained on.
 
     With ``cached`` every image is resized to each of ``sizes`` (rows, columns), also mirrored with ``flip``, and the
-    network's frozen part is computed once for all of training. Otherwise each epoch sees fresh augmentations:
-    long side drawn from ``long_side``, flip, colour ``jitter``, random crop of ``crop`` pixels.
+    network's frozen part is computed once for all of training. Otherwise each epoch sees fresh augmentations. CAM network
+    and AffinityNet: long side drawn from ``long_side``, flip, colour ``jitter``, random crop of ``crop`` pixels.
+    DeepLab: size times a factor drawn from ``zoom``, ``hsv`` shift, random crop, flip.
     """
 
     cached: bool = False
@@ -60,33 +71,52 @@ class ViewsConfig(Config):
     crop: Count = 448
     long_side: tuple[Count, Count] = (448, 768)
     jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] | None = (0.3, 0.3, 0.3, 0.1)
+    zoom: tuple[Positive, Positive] = (0.5, 1.5)
+    hsv: Annotated[int, Field(ge=0, le=127)] = 10
     loader_workers: Annotated[int, Field(ge=0)] = 0
 
 
-class PretrainConfig(Config):
-    """An ordinary classifier on the run's own images, the start of every network without ImageNet weights."""
+class TrainingConfig(Config):
+    """What the training of every stage can be told.
 
-    epochs: Count = 12
-    batch_size: Count = 16
-    optimizer: OptimizerConfig = OptimizerConfig()
-    views: ViewsConfig = ViewsConfig()
+    ``batch_size`` counts the images of a step over all processes and parts.
+    """
 
-
-class CamConfig(Config):
-    """Stage 1, the CAM network (REFERENCE: Eq. 1-8 and the siamese terms)."""
-
-    method: Literal["paper", "seam"] = "paper"
     epochs: Count = 8
     batch_size: Count = 8
     optimizer: OptimizerConfig = OptimizerConfig()
     views: ViewsConfig = ViewsConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of convolutions and matrix products, in training and inference; the losses are float32",
+    )
+    accumulate: Count = Field(
+        1, description="parts a process computes its rows of a batch in, to save memory"
+    )
+    channels_last: bool = Field(True, description="memory layout of the convolutions in training")
+    compile: bool = Field(False, description="torch.compile of the trained part of the network")
+
+
+class PretrainConfig(TrainingConfig):
+    """An ordinary classifier on the run's own images, the start of every network without ImageNet weights."""
+
+    epochs: Count = 12
+    batch_size: Count = 16
+
+
+class CamConfig(TrainingConfig):
+    """Stage 1, the CAM network (Eq. 1-8 and the siamese terms of the release)."""
+
+    method: Literal["paper", "seam"] = "paper"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     pooling: Literal["max", "average"] = "max"
     weight: Fraction = Field(1.0, description="lambda of Eq. 5: weight of the sampling term")
     num_samples: Count | None = Field(1, description="draws per class; None = exact expectation")
     sample_background: bool = True
     similarity_weight: NonNegative = 0.5
+    similarity_normalization: Normalization = Field(
+        "pixels", description="pixels: weight x 2 L_fs / HW as released; pairs: weight x Eq. 6 to the letter"
+    )
     similarity_warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the steps over which the similarity loss gains its weight; 0 in the paper"
     )
@@ -137,14 +167,9 @@ class CRFStageConfig(Config):
     gaussian_compat: Compatibility = 3
 
 
-class AffinityNetConfig(Config):
+class AffinityNetConfig(TrainingConfig):
     """Stage 2: CRF maps of the CAMs, AffinityNet on their confident pairs, random walk."""
 
-    epochs: Count = 8
-    batch_size: Count = 8
-    optimizer: OptimizerConfig = OptimizerConfig()
-    views: ViewsConfig = ViewsConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"
     crf: CRFStageConfig = CRFStageConfig()
     alpha_amplified: Positive = 2.0
     alpha_weakened: Positive = 4.0
@@ -154,14 +179,19 @@ class AffinityNetConfig(Config):
     log_t: Annotated[int, Field(ge=0, le=12)] = 6
 
 
-class DeepLabConfig(Config):
-    """Stage 3: DeepLab-v1 on the pseudo-labels, dense CRF at test."""
+class DeepLabConfig(TrainingConfig):
+    """Stage 3: DeepLab-v1 on the pseudo-labels, dense CRF at test.
+
+    With ``iterations`` training takes that many steps, whatever ``epochs`` says; the last epoch may be cut short.
+    """
 
     epochs: Count = 20
+    iterations: Count | None = None
     batch_size: Count = 10
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=0.001)
-    views: ViewsConfig = ViewsConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    similarity_weight: NonNegative = Field(0.0, description="0.5 in the extended release, mu and sigma fixed")
+    mu: Annotated[float, Field(ge=-2, le=6)] = 2.5
+    sigma: Annotated[float, Field(ge=0.5, le=20)] = 5.0
     scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
     crf: CRFStageConfig | None = CRFStageConfig(iterations=1, bilateral_sxy=32)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from wsss_nb.crf import dense_crf_many
 from wsss_nb.data import VOCFolder, read_label_map, save_label_map
 from wsss_nb.models import create_deeplab
+from wsss_nb.similarity import feature_similarity_loss
 from wsss_nb.stages.affinitynet import crf_config
 from wsss_nb.stages.config import DeepLabConfig
+from wsss_nb.stages.engine import prepare_network
 from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
 from wsss_nb.stages.views import Wanted, image_tensor, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
@@ -46,8 +49,12 @@ def train_deeplab(
     weights: Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
 ) -> History:
-    """Cross-entropy (255 ignored) between the upsampled logits and ``pseudo_labels/NAME.png``."""
+    """Cross-entropy (255 ignored) between the upsampled logits and ``pseudo_labels/NAME.png``.
+
+    The extended release adds ``similarity_weight`` times the feature-similarity loss of the softmax, scaled as in stage 1.
+    """
     net = _build(backbone, folder.num_classes, seed, weights)
+    prepare_network(net, config)
     device = pick_device()
 
     def target(name: str, size: tuple[int, int]) -> Tensor:
@@ -59,13 +66,25 @@ def train_deeplab(
 
     def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         with training_precision(device, config.precision):
-            logits = net.from_frozen(batch.features, batch.images).float()
-        logits = F.interpolate(logits, batch.target.shape[-2:], mode="bilinear", align_corners=True)
-        return {"segmentation": F.cross_entropy(logits, batch.target, ignore_index=255)}
+            scores = net.from_frozen(batch.features, batch.images).float()
+        logits = F.interpolate(scores, batch.target.shape[-2:], mode="bilinear", align_corners=True)
+        segmentation = F.cross_entropy(logits, batch.target, ignore_index=255)
+        if batch.correction is not None:  # a part without any label has mean 0/0
+            segmentation = torch.where(batch.correction[0] > 0, batch.correction[0] * segmentation, 0)
+        losses = {"segmentation": segmentation}
+        if config.similarity_weight > 0:
+            similarity = feature_similarity_loss(scores.softmax(1), batch.images, config.mu, config.sigma)
+            losses["similarity"] = 2 * config.similarity_weight * similarity
+        return losses
+
+    def counts(batch: Any) -> Tensor:
+        return (batch.target != 255).sum()[None]
 
     return train(
         nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, seed=seed, checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="DeepLab",
+        epochs=config.epochs, iterations=config.iterations, precision=config.precision, accumulate=config.accumulate,
+        counts=counts, seed=seed, checkpoint=out / CHECKPOINT,
+        on_epoch=on_epoch, description="DeepLab",
     )  # fmt: skip
 
 
@@ -101,7 +120,8 @@ def write_predictions(
 
     No image-level labels are used: this is the final segmentation.
     """
-    todo = [name for name in folder.names if not (out / f"{name}.png").exists()]
+    mine = processes().share(folder.names)
+    todo = [name for name in mine if not (out / f"{name}.png").exists()]
 
     def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for name in todo:
@@ -114,3 +134,4 @@ def write_predictions(
         results = dense_crf_many(jobs(), crf_config(config.crf), workers)
     for name, scores in progress(zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)):
         save_label_map(out / f"{name}.png", scores.argmax(0).astype(np.uint8))
+    processes().wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 from wsss_nb.data import VOCFolder
 from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator
 from wsss_nb.stages.config import ViewsConfig
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.views import (
     Batch,
     CachedViews,
-    Target,
     Wanted,
     image_tensor,
     label_tensor,
     training_precision,
 )
+from wsss_nb.workers import WorkerDiedError
 
 __all__ = ["AugmentedViews", "training_views"]
 
@@ -33,10 +35,15 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     """Sample (epoch seed, index) -> augmented image and target; the draws depend on nothing but these two."""
 
     def __init__(
-        self, folder: VOCFolder, config: ViewsConfig, kind: Augmentation, target: Target | None
+        self,
+        folder: VOCFolder,
+        config: ViewsConfig,
+        kind: Augmentation,
+        wanted: Wanted,
+        grid: tuple[int, int],
     ) -> None:
-        self.folder, self.kind, self.target = folder, kind, target
-        self.segmentation = SegmentationAugmentation(config.crop, flip=config.flip)
+        self.folder, self.kind, self.wanted, self.grid = folder, kind, wanted, grid
+        self.segmentation = SegmentationAugmentation(config.crop, config.zoom, config.flip, config.hsv)
         self.classification = CamAugmentation(config.crop, config.long_side, config.flip, config.jitter)
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -44,20 +51,25 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         name = self.folder.names[index]
         image = image_tensor(self.folder.image(name))
         size = (image.shape[1], image.shape[2])
-        target = torch.zeros(size, dtype=torch.long) if self.target is None else self.target(name, size)
         generator = seeded_generator(seed, index)
+        if self.wanted.scores is not None:
+            scores, labels_of = self.wanted.scores(name)
+            image, scores = self.classification(image, generator, scores)
+            return image, labels_of(F.adaptive_avg_pool2d(scores, self.grid))
+        wanted = self.wanted.target
+        target = torch.zeros(size, dtype=torch.long) if wanted is None else wanted(name, size)
         if self.kind == "segmentation":
             return self.segmentation(image, target, generator)
         return self.classification(image, generator, target)
 
 
 class AugmentedViews:
-    """Fresh augmentations of every image in every epoch (REFERENCE: resize, flip, jitter, crop).
+    """Fresh augmentations of every image in every epoch.
 
     "classification" (CAM net, AffinityNet): long side drawn from ``config.long_side``, flip, colour jitter, random crop.
-    "segmentation" (DeepLab): random scale 0.5-1.5, flip, HSV shift, random crop. Draws are seeded per image and epoch,
-    so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese pair is
-    view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.
+    "segmentation" (DeepLab): size times a draw from ``config.zoom``, HSV shift, random crop, flip. Draws are seeded per
+    image and epoch, so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese
+    pair is view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.
     """
 
     def __init__(
@@ -78,18 +90,40 @@ class AugmentedViews:
             folder,
             config,
             "segmentation" if wanted.target_size == "image" else "classification",
-            wanted.target,
+            wanted,
+            (-(-config.crop // net.stride), -(-config.crop // net.stride)),
         )
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Batches of one epoch, a pure function of ``seed``."""
+        """Batches of one epoch, a pure function of ``seed``; this process's rows of them.
+
+        Raises:
+            WorkerDiedError: a process that loads images ended.
+        """
+        first, last = processes().rows(self.batch_size)
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).tolist()
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
+        batches = [order[i * self.batch_size :][first:last] for i in range(self.steps)]
         samples = [[(seed, index) for index in batch] for batch in batches]
         pinned = self.device.type == "cuda"
-        loader = DataLoader(self.data, batch_sampler=samples, num_workers=self.workers, pin_memory=pinned)
-        for indices, (images, target) in zip(batches, loader, strict=True):
-            yield self._batch(images.to(self.device, non_blocking=True), self.labels[indices], target)
+        # targets are read by closures, which only fork hands over
+        context = "fork" if self.workers and sys.platform == "linux" else None
+        loader = DataLoader(
+            self.data, batch_sampler=samples, num_workers=self.workers, pin_memory=pinned,
+            multiprocessing_context=context,
+        )  # fmt: skip
+        loaded = iter(loader)
+        for indices in batches:
+            try:
+                images, target = next(loaded)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise WorkerDiedError(
+                    "loading images: a worker process died (out of memory?); the last checkpoint is kept, the same "
+                    "command carries on"
+                ) from error
+            labels = self.labels[indices].pin_memory() if pinned else self.labels[indices]
+            yield self._batch(images.to(self.device, non_blocking=True), labels, target)
 
     def _batch(self, images: Tensor, labels: Tensor, target: Tensor) -> Batch:
         features = self._frozen(images)
@@ -99,12 +133,13 @@ class AugmentedViews:
             small_images = F.interpolate(images, size, mode="bilinear", align_corners=True)
             small_features = self._frozen(small_images)
         if self.wanted.target is not None:
-            labels_of_stage = target.to(self.device)
-            if self.wanted.target_size == "map":
+            labels_of_stage = target.to(self.device, non_blocking=True)
+            if self.wanted.target_size == "map" and self.wanted.scores is None:
                 grid = [-(-side // self.net.stride) for side in images.shape[-2:]]
                 maps = F.interpolate(labels_of_stage[:, None].float(), grid, mode="nearest-exact")
                 labels_of_stage = maps[:, 0].long()
-        return Batch(images, features, labels.to(self.device), small_images, small_features, labels_of_stage)
+        labels = labels.to(self.device, non_blocking=True)
+        return Batch(images, features, labels, small_images, small_features, labels_of_stage)
 
     def _frozen(self, images: Tensor) -> Tensor:
         with torch.no_grad(), training_precision(self.device, self.wanted.precision):

@@ -7,32 +7,33 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from wsss_nb.errors import InputError
-from wsss_nb.files import atomic_path
+from wsss_nb.stages.checkpoints import load_training, save_training
 from wsss_nb.stages.config import OptimizerConfig
+from wsss_nb.stages.engine import Counts, Objective, Step, parts_of
 
-__all__ = ["History", "Loader", "TrainingError", "epoch_seed", "progress", "train"]
+__all__ = ["History", "Loader", "TrainingError", "build_optimizer", "epoch_seed", "progress", "train"]
 
 History = list[dict[str, float]]
-Objective = Callable[[Any, torch.Generator], dict[str, Tensor]]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (the loss is not finite); the last good checkpoint is kept."""
+    """Training cannot go on (loss not finite, GPU memory spent); the last good checkpoint is kept."""
 
 
 class Loader(Protocol):
-    """Batches of one epoch, a pure function of its seed."""
+    """Batches of one epoch, a pure function of its seed; of several processes, each yields its own rows of them."""
 
     steps: int
+    batch_size: int  # over all processes; asked for where there are several
 
     def epoch(self, seed: int) -> Iterator[Any]:
         """Yield ``steps`` batches; the same seed gives the same batches."""
@@ -49,9 +50,10 @@ def progress(items: Any, description: str, total: int | None = None) -> Any:
     return tqdm(items, desc=description, total=total, disable=not shown, leave=False)
 
 
-def _optimizer(
+def build_optimizer(
     groups: Mapping[str, list[nn.Parameter]], config: OptimizerConfig, extra: list[dict[str, Any]]
 ) -> torch.optim.SGD:
+    """SGD with the rate and decay of each parameter group, see :class:`OptimizerConfig`; ``extra`` are further groups."""
     rate, head = config.learning_rate, config.learning_rate * config.head_multiplier
     settings = {
         "pretrained_weights": (rate, config.weight_decay),
@@ -64,7 +66,7 @@ def _optimizer(
         for name, (lr, decay) in settings.items()
         if groups.get(name)
     ]
-    return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.momentum)
+    return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.effective_momentum)
 
 
 def _rise(step: int, total: int, share: float) -> float:
@@ -74,20 +76,6 @@ def _rise(step: int, total: int, share: float) -> float:
 
 def _schedule(step: int, total: int, config: OptimizerConfig) -> float:
     return _rise(step, total, config.warmup) * (1 - step / total) ** config.power
-
-
-def _load(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.SGD) -> tuple[int, History]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["epoch"]), list(state["history"])
-    except Exception as error:  # torch.load raises many types on a damaged file
-        first = next(iter(str(error).splitlines()), "an incomplete file")
-        raise InputError(
-            f"{path}: expected a checkpoint of this model, got {type(error).__name__}: {first}; "
-            "remove it to train from the start"
-        ) from error
 
 
 def train(
@@ -100,6 +88,10 @@ def train(
     epochs: int,
     seed: int,
     checkpoint: Path,
+    iterations: int | None = None,
+    precision: str = "float32",
+    accumulate: int = 1,
+    counts: Counts | None = None,
     extra_groups: list[dict[str, Any]] | None = None,
     warmups: Mapping[str, float] = MappingProxyType({}),
     record: Callable[[], dict[str, float]] = dict,
@@ -110,14 +102,22 @@ def train(
     """Minimise the sum of ``objective``'s losses; lr(t) = lr_0 (1 - t / max)^power with t in steps.
 
     Every epoch draws its randomness from ``epoch_seed(seed, epoch)`` alone and ends in a checkpoint
-    (modules, optimiser, epoch, history), written atomically. So a killed run, started again, ends with
-    the same weights on a CPU as an undisturbed one.
+    (modules, optimiser, place in the schedule, history, random states), written atomically. So a killed run, started
+    again, ends with the same weights on a CPU as an undisturbed one.
+
+    A batch may be computed in parts and by several processes. Draws belong to an image's place in the whole batch, so
+    that neither changes more than the order of sums, but for BatchNorm that is trained: it sees a part of the batch.
 
     Args:
         modules: everything trained, under stable names.
         loader: batches of an epoch from a seed.
         objective: batch, generator -> named losses (scalars), already weighted.
         groups: parameters by ``pretrained_weights``, ``pretrained_biases``, ``new_weights``, ``new_biases``.
+        epochs: passes over the loader.
+        iterations: steps in all, in place of ``epochs``; the last epoch ends early.
+        precision: "float16" scales the loss; the objective itself chooses its precision.
+        accumulate: parts that a process computes its rows in, one after the other.
+        counts: see :func:`~wsss_nb.stages.engine.parts_of`; asked only where a batch is split.
         extra_groups: further groups in torch.optim's form, decayed by the same schedule.
         warmups: named losses whose weight rises linearly from 0 over this share of the steps.
         record: values to log once an epoch beside the losses (mu and sigma, say).
@@ -128,62 +128,78 @@ def train(
         One row an epoch: mean of each loss, ``epoch``, ``step``, ``seconds`` and what ``record`` gives.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or the GPU's memory does not suffice.
+        DiskFullError: no room for a checkpoint; the one before is kept.
         InputError: the checkpoint found does not fit.
     """
-    optimizer = _optimizer(groups, config, extra_groups or [])
+    optimizer = build_optimizer(groups, config, extra_groups or [])
     initial = [group["lr"] for group in optimizer.param_groups]
-    total = epochs * loader.steps
+    total = iterations or epochs * loader.steps
+    epochs = math.ceil(total / loader.steps)
     start = 0
     history: History = []
+    work = Step(modules, objective, precision)
+    crew, scaler = work.crew, work.scaler
     if checkpoint.exists():
-        start, history = _load(checkpoint, modules, optimizer)
+        found = load_training(checkpoint, modules, optimizer, scaler)
+        start, history = found["epoch"], found["history"]
         if start < epochs:
             print(f"{description}: resumes from epoch {start} of {epochs} ({checkpoint.name})", flush=True)
+    crew.wait()  # nobody writes before all have read
     last_line = time.monotonic()
     for epoch in range(start, epochs):
         begun = time.monotonic()
         torch.manual_seed(epoch_seed(seed, epoch))
-        device = next(modules.parameters()).device
-        generator = torch.Generator(device).manual_seed(epoch_seed(seed, epoch))
+        generator = torch.Generator(work.device).manual_seed(epoch_seed(seed, epoch))
         modules.train()
         sums: dict[str, float] = {}
+        steps = min(loader.steps, total - epoch * loader.steps)
         batches = progress(
-            loader.epoch(epoch_seed(seed, epoch)), f"{description} {epoch + 1}/{epochs}", loader.steps
+            islice(loader.epoch(epoch_seed(seed, epoch)), steps), f"{description} {epoch + 1}/{epochs}", steps
         )
-        for index, batch in enumerate(batches):
-            step = epoch * loader.steps + index
-            factor = _schedule(step, total, config)
-            for group, rate in zip(optimizer.param_groups, initial, strict=True):
-                group["lr"] = rate * factor
-            losses = objective(batch, generator)
-            for name, share in warmups.items():
-                losses[name] = losses[name] * _rise(step, total, share)
-            loss = torch.stack(list(losses.values())).sum()
-            if not math.isfinite(loss.item()):
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise TrainingError(
-                    f"{description}: the loss is not finite at epoch {epoch + 1}, step {step} ({values}); "
-                    f"the checkpoint of epoch {epoch} is kept, try a smaller learning_rate"
+        step = epoch * loader.steps
+        try:
+            for step, batch in enumerate(batches, start=epoch * loader.steps):
+                factor = _schedule(step, total, config)
+                for group, rate in zip(optimizer.param_groups, initial, strict=True):
+                    group["lr"] = rate * factor
+                optimizer.zero_grad(set_to_none=True)
+                parts = parts_of(
+                    batch, accumulate, loader.batch_size if crew.count > 1 else None, crew, counts
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-        means = {name: value / loader.steps for name, value in sums.items()}
+                rewind = work.rewinder(generator, len(parts))
+                for part in parts:
+                    rewind()
+                    with work.gradients_of(part):
+                        losses = work.losses(part, generator)
+                        for name, share in warmups.items():
+                            losses[name] = losses[name] * _rise(step, total, share)
+                        loss = torch.stack(list(losses.values())).sum()
+                        if not math.isfinite(loss.item()):
+                            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                            raise TrainingError(
+                                f"{description}: the loss is not finite at epoch {epoch + 1}, step {step} ({values}); "
+                                f"{_kept(epoch)}, try a smaller learning_rate"
+                            )
+                        work.backward(loss, part)
+                    for name, value in losses.items():
+                        sums[name] = sums.get(name, 0.0) + value.item() * part.share
+                scaler.step(optimizer)
+                scaler.update()
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError(
+                f"{description}: the GPU's memory does not suffice at epoch {epoch + 1}, step {step}; {_kept(epoch)}, "
+                "try a larger accumulate, precision bfloat16, or more processes"
+            ) from error
+        summed = crew.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        means = {name: value / steps for name, value in zip(sums, summed, strict=True)}
         seconds = time.monotonic() - begun
-        history.append(
-            {"epoch": epoch + 1, "step": (epoch + 1) * loader.steps, **means, **record(), "seconds": seconds}
-        )
-        with atomic_path(checkpoint) as temporary:
-            state = {
-                "modules": modules.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch + 1,
-                "history": history,
-            }
-            torch.save(state, temporary)
+        done = epoch * loader.steps + steps
+        history.append({"epoch": epoch + 1, "step": done, **means, **record(), "seconds": seconds})
+        if crew.is_main:
+            place = {"epoch": epoch + 1, "step": done, "history": history}
+            save_training(checkpoint, modules, optimizer, scaler, place)
+        crew.wait()
         if on_epoch is not None:
             on_epoch(history)
         if time.monotonic() - last_line > interval:
@@ -192,3 +208,7 @@ def train(
             print(f"{description}: epoch {epoch + 1}/{epochs}: {shown}", flush=True)
     modules.eval()
     return history
+
+
+def _kept(epoch: int) -> str:
+    return f"the checkpoint of epoch {epoch} is kept" if epoch else "there is no checkpoint yet"

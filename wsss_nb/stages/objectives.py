@@ -48,7 +48,8 @@ def paper_objective(
     r"""Eq. 5 on the plain maps, max pooling on the revised ones, ER, ECR and Eq. 6 on view 1.
 
     Without ``config.siamese`` the network shows view 1 alone and neither PCM nor siamese terms enter. The
-    feature-similarity term is scaled as in the release: weight * 2 * L_fs in the "pixels" normalisation.
+    feature-similarity term is scaled as in the release, weight * 2 * L_fs, in the "pixels" normalisation, and is
+    weight * L_fs of Eq. 6 in the "pairs" normalisation, whose weight the paper does not state.
 
     Returns:
         Named losses, already weighted; their sum is minimised.
@@ -82,7 +83,8 @@ def paper_objective(
     if config.siamese:
         losses |= equivariance_loss(cams[0], cams[1], revised[0], revised[1])
     if config.similarity_weight > 0:
-        losses["similarity"] = 2 * config.similarity_weight * similarity(cams[0], batch.images)
+        scale = 2 if config.similarity_normalization == "pixels" else 1
+        losses["similarity"] = scale * config.similarity_weight * similarity(cams[0], batch.images)
     return losses
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,6 +12,7 @@ import torch
 from wsss_nb.coverage import PartCoverage
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.metrics import ContourFScore, MeanIoU
+from wsss_nb.stages.processes import processes
 from wsss_nb.workers import Workers, finished_results
 
 __all__ = ["part_coverage", "score_label_maps"]
@@ -33,23 +34,28 @@ def score_label_maps(
 
     mIoU is the mean over the classes that occur in a mask or a prediction of the split; contour F the mean over the
     foreground classes that occur in a mask. All counts are summed over the split first, so that the images of a large
-    split can be counted in ``workers`` processes or on a cluster.
+    split can be counted in ``workers`` processes or on a cluster. Processes that train together count a share each.
 
     Returns:
         ``protocol``, ``miou``, ``contour_f`` (fractions), ``iou`` (K, null where the class does not occur), ``f`` (K - 1),
         ``confusion`` (K, K; rows are the truth), ``matches`` (K - 1, 4).
     """
-    parts = [folder.names[start : start + SHARD] for start in range(0, len(folder.names), SHARD)]
-    if len(parts) == 1 or workers in (0, 1):
-        area, contour = _counted(folder, predictions, void)
+    crew = processes()
+    names = crew.share(folder.names)
+    parts = [names[start : start + SHARD] for start in range(0, len(names), SHARD)]
+    if len(parts) <= 1 or workers in (0, 1):
+        area, contour = _counted(folder, names, predictions, void)
     else:
-        jobs = {f"{part[0]} to {part[-1]}": (folder.subset(part), predictions, void) for part in parts}
+        jobs = {f"{part[0]} to {part[-1]}": (folder.subset(part), part, predictions, void) for part in parts}
         counted = [metrics for _, metrics in finished_results(_counted, jobs, workers, "scoring")]
         (area, contour), *others = counted
         for other in others:
             for whole, piece in zip((area, contour), other, strict=True):
                 for state, counts in piece.metric_state.items():
                     setattr(whole, state, getattr(whole, state) + counts)
+    if crew.count > 1:  # torchmetrics adds the states up, where the processes' network reaches them
+        area.to(crew.device)
+        contour.to(crew.device)
     areas, contours = area.compute(), contour.compute()
     return {
         "protocol": {
@@ -68,10 +74,12 @@ def score_label_maps(
     }
 
 
-def _counted(folder: VOCFolder, predictions: Path, void: Void) -> tuple[MeanIoU, ContourFScore]:
+def _counted(
+    folder: VOCFolder, names: Sequence[str], predictions: Path, void: Void
+) -> tuple[MeanIoU, ContourFScore]:
     area = MeanIoU(folder.num_classes)
     contour = ContourFScore(folder.num_classes, void=void, present_only=True)
-    for name in folder.names:
+    for name in names:
         target = torch.from_numpy(folder.mask(name).astype(np.int64))
         prediction = torch.from_numpy(read_label_map(predictions / f"{name}.png").astype(np.int64))
         area.update(prediction, target)

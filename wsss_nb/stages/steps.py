@@ -17,6 +17,7 @@ import torch
 
 from wsss_nb.errors import InputError
 from wsss_nb.files import read_json, write_json
+from wsss_nb.stages.processes import processes
 
 __all__ = ["cost_of", "pick_device", "run_step", "step_key"]
 
@@ -31,8 +32,8 @@ def step_key(inputs: dict[str, Any]) -> str:
 
 
 def pick_device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU when there is one, else the CPU."""
+    return processes().device
 
 
 def _peak_memory_mb() -> float:
@@ -84,7 +85,8 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
     """Do ``work(folder)`` unless the folder already holds its result for the same inputs.
 
     ``started.json`` carries the key while the step is under way: the same key resumes what is there, another
-    key clears the folder first. ``manifest.json`` appears last, so its presence means that all is there.
+    key clears the folder first. ``manifest.json`` appears last, so its presence means that all is there. Several
+    processes do the work together; the main one's result counts.
 
     Returns:
         The manifest: ``key``, ``inputs``, ``result`` (what ``work`` returned) and ``cost``. The seconds of a resumed
@@ -95,11 +97,29 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
     """
     key = step_key(inputs)
     manifest = folder / MANIFEST
-    if manifest.exists():
+    crew = processes()
+    if not crew.same(crew.is_main and _begin(folder, key)):
         known: dict[str, Any] = read_json(manifest)
-        if known.get("key") == key:
-            return known
-    started = folder / STARTED
+        return known
+    result, cost = cost_of(lambda: work(folder))
+    crew.wait()
+    if crew.is_main:
+        # a resumed training took at least what all its epochs took
+        cost["seconds"] = max(
+            cost["seconds"], round(sum(row["seconds"] for row in result.get("history", ())), 3)
+        )
+        write_json(manifest, {"key": key, "inputs": inputs, "result": result, "cost": cost})
+        (folder / STARTED).unlink()
+    crew.wait()
+    made: dict[str, Any] = read_json(manifest)
+    return made
+
+
+def _begin(folder: Path, key: str) -> bool:
+    """Whether the step has to be done; if so its folder is ready, with what a killed attempt left of the same key."""
+    manifest, started = folder / MANIFEST, folder / STARTED
+    if manifest.exists() and read_json(manifest).get("key") == key:
+        return False
     # a hidden file is somebody else's, or what an interrupted write left behind
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         ours = manifest.exists() or started.exists()
@@ -114,10 +134,4 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
             path.unlink()
     write_json(started, {"key": key})
     manifest.unlink(missing_ok=True)
-    result, cost = cost_of(lambda: work(folder))
-    # a resumed training took at least what all its epochs took
-    cost["seconds"] = max(cost["seconds"], round(sum(row["seconds"] for row in result.get("history", ())), 3))
-    value = {"key": key, "inputs": inputs, "result": result, "cost": cost}
-    write_json(manifest, value)
-    started.unlink()
-    return value
+    return True

@@ -18,11 +18,13 @@ from wsss_nb.data import VOCFolder
 from wsss_nb.files import atomic_path
 from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.loop import progress
+from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import step_key
 
 __all__ = ["Batch", "CachedViews", "Target", "Wanted", "image_tensor", "label_tensor", "training_precision"]
 
 Target = Callable[[str, tuple[int, int]], Tensor]
+Scores = Callable[[str], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 
 class Batch(NamedTuple):
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     small_images: Tensor | None = None
     small_features: Tensor | None = None
     target: Tensor | None = None
+    correction: Tensor | None = None  # of a part: factors of the losses that are no means over images
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,19 @@ class Wanted:
     """What a stage asks of its views beside images and image-level labels.
 
     Attributes:
-        precision: of the frozen part, "float32" or "bfloat16" (autocast).
+        precision: of the frozen part, "float32", "bfloat16" or "float16" (autocast).
         small_scale: also view 2 of the siamese pair, at this fraction of view 1.
         target: name, size -> (h, w) labels of a stage, cropped and mirrored along with the image.
         target_size: whether ``target`` belongs to the "map" or to the "image".
+        scores: name -> scores (C, H, W) and what makes labels (h, w) of their averages over the cells of the map. Where
+            it is given, augmented views crop and mirror these in place of ``target``.
     """
 
     precision: str = "float32"
     small_scale: float | None = None
     target: Target | None = None
     target_size: Literal["map", "image"] = "map"
+    scores: Scores | None = None
 
 
 def image_tensor(image: np.ndarray) -> Tensor:
@@ -65,7 +71,8 @@ def label_tensor(labels: dict[str, np.ndarray], names: Sequence[str]) -> Tensor:
 
 def training_precision(device: torch.device, precision: str) -> Any:
     """The autocast context of a stage."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
 class CachedViews:
@@ -174,13 +181,15 @@ class CachedViews:
         )
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Batches of one epoch, a pure function of ``seed``."""
+        """Batches of one epoch, a pure function of ``seed``; this process's rows of them."""
+        first, last = processes().rows(self.batch_size)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.labels), generator=generator)
         for step in range(self.steps):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
             size = self.sizes[int(torch.randint(len(self.sizes), (), generator=generator))]
-            mirrored = (torch.rand(len(index), generator=generator) < 0.5).to(self.device)
+            mirrored = torch.rand(len(index), generator=generator) < 0.5
+            index, mirrored = (drawn[first:last].to(self.device) for drawn in (index, mirrored))
             images, features = self._pick(size, index, mirrored)
             small_images, small_features = None, None
             if self.small:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wsss_nb.errors import InputError
+from wsss_nb.models import load_checkpoint
+from wsss_nb.models.network import Network
 
 __all__ = ["load_trained", "start_from"]
 
@@ -35,22 +37,13 @@ def load_trained(net: nn.Module, checkpoint: Path) -> Any:
     return net.eval()
 
 
-def start_from(net: Any, checkpoint: Path) -> None:
-    """Copy the backbone of a trained network into ``net``; its new layers keep their initial values.
+def start_from(net: Network, checkpoint: Path) -> None:
+    """Copy a backbone into ``net``; its new layers keep their initial values.
 
-    Names match with and without the prefix "backbone." that the released DeepLab has.
+    The file is a checkpoint of the training loop, a published state dict or MXNet's ImageNet classifier, as
+    :func:`~wsss_nb.models.load_checkpoint` reads them.
 
     Raises:
         InputError: the file is missing or damaged, or not all of the backbone is in it.
     """
-    own = net.state_dict()
-    given = {key.removeprefix("backbone."): value for key, value in _saved_network(checkpoint).items()}
-    prefix = "backbone." if net.prefixed else ""
-    wanted = [f"{prefix}{key}" for key in net.backbone.state_dict()]
-    shared = {key: given.get(key.removeprefix("backbone.")) for key in wanted}
-    for key, value in shared.items():
-        if value is None or value.shape != own[key].shape:
-            raise InputError(
-                f"{checkpoint}: expected the backbone of {type(net).__name__}, got none or another {key}"
-            )
-    net.load_state_dict(own | shared)
+    load_checkpoint(net, checkpoint, part="backbone")

@@ -1,0 +1,124 @@
+"""The benchmark of training steps and the ablation on photographs, at toy size; nothing here depends on speed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wsss_nb.benchmarks import ablation, training
+from wsss_nb.benchmarks.training import hours_of, steps_of, summary, training_rows
+from wsss_nb.data import make_synthetic
+from wsss_nb.experiment.profiles import load_profile
+from wsss_nb.models import BACKBONES, create_cam_net
+from wsss_nb.models.identify import identify_network
+from wsss_nb.models.resnet38 import ResNet38
+from wsss_nb.stages.config import DeepLabConfig, TrainingConfig
+
+
+def test_steps_and_hours_by_hand() -> None:
+    paper = load_profile("paper")
+    assert steps_of(paper.cam) == steps_of(paper.affinitynet) == 8 * 1322
+    assert steps_of(paper.deeplab) == 20_000
+    assert steps_of(TrainingConfig(epochs=3, batch_size=10), images=99) == 27
+    assert steps_of(DeepLabConfig(epochs=2, batch_size=10), images=100) == 20
+    hours = hours_of({"cam": 0.9, "affinitynet": 0.45, "deeplab": 1.8}, paper)
+    assert hours == {
+        "cam": pytest.approx(2.644),
+        "affinitynet": pytest.approx(1.322),
+        "deeplab": pytest.approx(10),
+    }
+    rows = [
+        {"stage": stage, "precision": precision, "batch_size": 8, "size": 448, "seconds": seconds, "memory_mb": 1000.0,
+         "images_per_second": 8 / seconds}
+        for precision, factor in (("float32", 1), ("bfloat16", 0.5))
+        for stage, seconds in (("cam", 0.9 * factor), ("affinitynet", 0.45 * factor), ("deeplab", 1.8 * factor))
+    ]  # fmt: skip
+    rows[0] |= {"similarity_share": 0.125, "all_pairs_step_seconds": 1.5}
+    text = summary(rows, paper)
+    assert "| cam | float32 | 8 x 448 px | 8.9 | 900 | 1000 | 12.5% | 1500 ms |" in text
+    assert (
+        "float32: 14.0 hours" in text
+        and "bfloat16: 7.0 hours" in text
+        and "(cam 2.6, affinitynet 1.3, deeplab 10.0)" in text
+    )
+
+
+def test_a_step_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is counted by hand: every look at the clock is a second later; the loss alone and the step take one each."""
+    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: ResNet38(freeze, 4), deeplab_width=32)
+    monkeypatch.setitem(BACKBONES, "resnet38", spec)
+    clock = iter(range(10_000))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    called: list[Any] = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a, **o: called.append(self) or step(self, *a, **o)
+    )
+    rows = training_rows(
+        load_profile("paper"), torch.device("cpu"), "float32", repeats=1, size=48, batch_size=2
+    )
+    assert [row["stage"] for row in rows] == ["cam", "affinitynet", "deeplab"]
+    assert len(called) == 2 * 3, "one to warm up and one that is timed, each a whole step"
+    for row in rows:
+        assert (row["seconds"], row["images_per_second"], row["batch_size"], row["size"]) == (1, 2, 2, 48)
+    assert rows[0]["similarity_share"] == 1 and rows[0]["all_pairs_step_seconds"] == 1
+    assert "similarity_share" not in rows[1]
+
+
+def test_stride_8_is_a_backbone_of_its_own() -> None:
+    net = create_cam_net("efficientnet_lite0_stride8", 4, pretrained=False).eval()
+    assert net.stride == 8 and net(torch.rand(1, 3, 64, 96)).logits.shape == (1, 4, 8, 12)
+    assert identify_network(net.state_dict()).backbone == "efficientnet_lite0", (
+        "the same weights, the same names"
+    )
+
+
+def test_every_row_is_a_valid_change_of_one_thing() -> None:
+    base = load_profile("photos")
+    changed = {name: load_profile("photos", changes) for name, changes in ablation.ROWS.items()}
+    assert changed["recipe"] == base
+    cams = {name: profile.cam for name, profile in changed.items()}
+    assert changed["stride8"].backbone.endswith("stride8") and cams["stride8"].sigma == 2 * base.cam.sigma
+    assert not cams["crops448"].views.cached and cams["crops448"].views.crop == 448
+    assert (
+        cams["siamese"].siamese and cams["learned"].learn_similarity and cams["draws100"].num_samples == 100
+    )
+    everything = {field: value for name in ablation.ROWS for field, value in ablation.ROWS[name].items()}
+    assert ablation.ROWS["everything"] == everything
+
+
+def test_the_ablation_in_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_synthetic(tmp_path / "fish", num_train=4, num_val=2, size=48)
+    small = ["backbone=tiny", "cam.epochs=1", "cam.batch_size=2", "cam.views.sizes=[[48,48]]", "threads=1"]
+    words = ["--data", str(tmp_path / "fish"), "--out", str(tmp_path / "runs"), "--seeds", "0,3"]
+    words += [word for change in small for word in ("--set", change)]
+    assert ablation.main([*words, "--only", "recipe,draws100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [bool(re.match(r"\| (recipe|draws100) \| 2 \| [\d.]+ ± [\d.]+ \|", line)) for line in lines].count(
+        True
+    ) == 4
+    rows = json.loads((tmp_path / "runs/ablation.json").read_text())["rows"]
+    assert [(row["row"], row["seeds"], len(row["miou"])) for row in rows] == [
+        ("recipe", [0, 3], 2),
+        ("draws100", [0, 3], 2),
+    ]
+    profile = json.loads((tmp_path / "runs/draws100/results.json").read_text())["profile"]
+    assert profile["cam"]["num_samples"] == 100 and profile["cam"]["epochs"] == 1
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained again"))
+    assert ablation.main([*words, "--only", "recipe"]) == 0
+    assert ablation.main([*words, "--only", "stride9"]) == 2
+    assert "only: expected rows of recipe, stride8" in capsys.readouterr().err
+
+
+def test_the_table_by_hand() -> None:
+    row = {"row": "recipe", "seeds": [0, 1], "miou": [0.5, 0.6], "contour_f": [0.2, 0.2], "seconds": 90.4}
+    assert ablation.table([row]).splitlines()[-1] == "| recipe | 2 | 55.0 ± 7.1 | 20.0 ± 0.0 | 90 |"
+    assert "| 50.0 |" in ablation.table([{**row, "seeds": [0], "miou": [0.5], "contour_f": [0.2]}])

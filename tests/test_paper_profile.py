@@ -1,0 +1,253 @@
+"""The paper's profile end to end on a slim ResNet-38 and a handful of images, and the weights that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mxnet_file import write_resnet38_params
+from torch import nn
+
+from wsss_nb import cli
+from wsss_nb.data import VOCFolder, make_synthetic
+from wsss_nb.errors import InputError
+from wsss_nb.experiment.pipeline import open_run
+from wsss_nb.experiment.profiles import Profile, load_profile
+from wsss_nb.files import read_json
+from wsss_nb.models import BACKBONES
+from wsss_nb.models.resnet38 import ResNet38
+from wsss_nb.stages import affinitynet, cam, deeplab
+from wsss_nb.stages.config import CamConfig, ViewsConfig
+from wsss_nb.stages.loaders import AugmentedViews
+from wsss_nb.stages.views import Wanted
+from wsss_nb.stages.weights import load_trained
+
+SLIM = 4
+TRAINED = ("cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
+SMALL: dict[str, Any] = {
+    "data.train_split": "train", "workers": 1, "deeplab.iterations": 3, "inference.scales": [0.5, 1],
+    "seam_inference.scales": [1], "deeplab.scales": [1], "deeplab.crf.iterations": 1,
+    **{f"{stage}.{name}": value for stage in TRAINED for name, value in
+       (("epochs", 2), ("batch_size", 2), ("views.crop", 64), ("views.long_side", [64, 96]), ("views.loader_workers", 0))},
+    **{f"{stage}.crf.iterations": 2 for stage in ("affinitynet", "seam_affinitynet")},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slim() -> Iterator[None]:
+    """ResNet-38 with its layers and names, and a quarter of its widths."""
+    with pytest.MonkeyPatch.context() as patch:
+        spec = replace(
+            BACKBONES["resnet38"], build=lambda stride, freeze: ResNet38(freeze, SLIM), deeplab_width=32
+        )
+        patch.setitem(BACKBONES, "resnet38", spec)
+        patch.setenv("WSSS_NB_HEADLESS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("voc") / "fish"
+    make_synthetic(root, num_train=4, num_val=2, size=64)
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file of MXNet with small random weights and statistics, and what is in it."""
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    for key, value in ResNet38(slimmer=SLIM).state_dict().items():
+        positive = key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight"))
+        if key.endswith("num_batches_tracked"):
+            continue
+        if positive:
+            state[key] = 0.9 + 0.2 * torch.rand(value.shape, generator=generator)
+        else:
+            state[key] = torch.randn(value.shape, generator=generator) / max(1, value[0].numel()) ** 0.5
+    path = tmp_path_factory.mktemp("weights") / "rna.params"
+    write_resnet38_params(path, state)
+    return path, state
+
+
+def small(images: Path, weights: Path | str, **more: Any) -> Profile:
+    values = {**SMALL, "data.root": str(images), "imagenet_weights": str(weights)}
+    return load_profile("paper", values | {key.replace("__", "."): value for key, value in more.items()})
+
+
+def test_the_networks_of_all_stages_start_from_the_file(start: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, state = start
+    config = CamConfig()
+    nets = {
+        "cam": cam.build_cam_net("resnet38", 6, config, 0, path),
+        "seam": cam.build_cam_net("resnet38", 6, config.model_copy(update={"method": "seam"}), 0, path),
+        "affinitynet": affinitynet._build("resnet38", 0, path),
+        "deeplab": deeplab._build("resnet38", 6, 0, path),
+    }
+    assert len(state) > 150 and not torch.equal(state["b3_1.conv_branch2a.weight"], torch.zeros(()))
+    for name, net in nets.items():
+        own = net.state_dict()
+        prefix = "backbone." if name == "deeplab" else ""
+        assert all(torch.equal(own[prefix + key].cpu(), value) for key, value in state.items()), name
+        assert net.pretrained
+        without = {"affinitynet": affinitynet._build, "deeplab": lambda b, s, w: deeplab._build(b, 6, s, w)}.get(
+            name, lambda b, s, w: cam.build_cam_net(b, 6, config, s, w)
+        )("resnet38", 0, None)  # fmt: skip
+        heads = [key for key in own if key.startswith(("f8_", "f9", "fc8", "conv_fov", "cls_conv"))]
+        assert heads and all(torch.equal(own[key], without.state_dict()[key]) for key in heads)
+
+
+def test_a_missing_or_wrong_file_is_named(
+    images: Path,
+    tmp_path: Path,
+    start: tuple[Path, dict[str, torch.Tensor]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}".replace(" ", ""))]
+    command = [
+        "train",
+        "cam",
+        "--profile",
+        "paper",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "run"),
+        *flags,
+    ]
+    assert cli.main([*command, "--imagenet_weights", str(tmp_path / "no.params")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "imagenet_weights: expected the file of ResNet-38's ImageNet weights" in line and "no.params" in line
+    )
+    other = tmp_path / "other.params"
+    write_resnet38_params(other, {key: value for key, value in start[1].items() if not key.startswith("b5.")})
+    assert cli.main([*command, "--imagenet_weights", str(other)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "other.params: expected the weights of CamNet, got" in line
+        and "missing (b5.bn_branch2a.weight" in line
+    )
+
+
+def test_three_stages_of_the_paper(
+    images: Path, tmp_path: Path, start: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    path, state = start
+    run = open_run(small(images, path), tmp_path / "run")
+    row = run.train_deeplab("ours")
+    results = run.results()
+    assert [stage["stage"] for stage in results["stages"]] == ["cam", "affinitynet", "deeplab"]
+    assert row["scores"]["protocol"]["crf"]["bilateral_sxy"] == 32 and np.isfinite(row["scores"]["miou"])
+    base = tmp_path / "run"
+    names = {
+        "cam": "cam/lambda1_fsl/seed0", "affinitynet": "affinitynet/ours/seed0", "deeplab": "deeplab/ours/seed0"
+    }  # fmt: skip
+    for stage, folder in names.items():
+        saved = torch.load(base / folder / "model/checkpoint.pt", weights_only=True)
+        modules, prefix = saved["modules"], "net.backbone." if stage == "deeplab" else "net."
+        frozen = [key for key in state if key.startswith(("conv1a", "b2"))]
+        same = {key for key, value in state.items() if torch.equal(modules[prefix + key], value)}
+        learned = {key for key in state if "conv" in key} - set(frozen)
+        assert not same & learned, f"{stage}: every convolution that is not frozen learns"
+        norms = {key for key in state if "bn" in key}
+        if stage == "deeplab":  # everything learns; of BatchNorm the statistics alone follow the data
+            assert not same & set(key for key in frozen if "conv" in key)
+            assert {key for key in norms if key.endswith(("weight", "bias"))} <= same
+            assert not {key for key in norms if "running" in key} & same
+        else:
+            assert norms | set(frozen) <= same
+    assert saved["epoch"] == 2 and saved["history"][-1]["step"] == 3, "3 iterations are an epoch and a half"
+    history = torch.load(base / names["cam"] / "model/checkpoint.pt", weights_only=True)["history"]
+    wanted = {
+        "classification1",
+        "classification2",
+        "revised1",
+        "revised2",
+        "er",
+        "ecr",
+        "similarity",
+        "mu",
+        "sigma",
+    }
+    assert wanted <= history[0].keys()
+    assert history[-1]["mu"] != 2.5 and history[-1]["sigma"] != 5, "mu and sigma are learned"
+    prepared = read_json(base / "data/prepared.json")
+    cam_key = read_json(base / names["cam"] / "model/manifest.json")["inputs"]["upstream"]
+    assert cam_key == prepared["weights"]["sha256"], "other weights, other networks"
+
+
+def test_the_last_epoch_ends_with_the_iterations(images: Path, tmp_path: Path) -> None:
+    """The schedule runs over the iterations: after the first step of three, lr = lr_0 (2/3)^0.9."""
+    config = load_profile("paper", SMALL).deeplab
+    folder = VOCFolder(images, "train")
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def spy(self: torch.optim.SGD, *arguments: Any, **options: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", spy)
+        deeplab.train_deeplab(folder, "resnet38", config, 0, images / "SegmentationClass", tmp_path)
+    assert rates == pytest.approx([0.001 * (1 - index / 3) ** 0.9 for index in range(3)])
+    assert load_trained(deeplab._build("resnet38", 6, 0, None), tmp_path / "checkpoint.pt").training is False
+
+
+def test_the_extended_release_adds_the_loss_to_deeplab(images: Path, tmp_path: Path) -> None:
+    config = load_profile("icam", {**SMALL, "deeplab.iterations": 1}).deeplab
+    (row,) = deeplab.train_deeplab(
+        VOCFolder(images, "train"), "resnet38", config, 0, images / "SegmentationClass", tmp_path
+    )
+    assert set(row) == {"epoch", "step", "segmentation", "similarity", "seconds"} and row["similarity"] != 0
+
+
+class _Strided(nn.Module):
+    stride = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def frozen(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def test_affinity_labels_are_averages_of_the_crop(images: Path, tmp_path: Path) -> None:
+    """Scores move with the image and are averaged 8 x 8; without a score, in the padding, a cell is open (255)."""
+    folder = VOCFolder(images, "train")
+    for name in folder.names:
+        # sure background where the image is bright, sure class 3 where it is dark, undecided (4:1 against 1:4) between
+        grey = folder.image(name).mean(2) / 255
+        amplified = np.stack([grey, 1 - grey])
+        weakened = np.stack([grey / 4, 1 - grey / 4])
+        np.savez(tmp_path / f"{name}.npz", classes=np.array([0, 3]), amplified=amplified, weakened=weakened)
+    wanted = Wanted(
+        target=lambda name, size: torch.zeros(size, dtype=torch.long),
+        scores=lambda name: affinitynet._crf_scores(tmp_path / f"{name}.npz"),
+    )
+    config = ViewsConfig(crop=80, long_side=(64, 64), jitter=None)
+    (batch,) = AugmentedViews(folder, _Strided(), config, 4, wanted).epoch(5)
+    assert batch.target is not None and batch.target.shape == (4, 10, 10)
+    grey = nn.functional.avg_pool2d(batch.images.mean(1, keepdim=True), 8)[:, 0]
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    padding = ((batch.images - mean).abs().amax(1, keepdim=True) < 1e-6).float()
+    outside = nn.functional.avg_pool2d(padding, 8)[:, 0]
+    inside = outside == 0
+    assert (batch.target[outside == 1] == 255).all() and (outside == 1).any()
+    # amplified: foreground below 1/2; weakened: background where grey / 4 > 1/2, which is never
+    expected = torch.where(grey < 0.5, 3, 255)
+    clear = inside & ((grey - 0.5).abs() > 1e-3)
+    assert torch.equal(batch.target[clear], expected[clear]) and (expected[clear] == 3).any()
+
+
+def test_no_point_to_refine(images: Path, tmp_path: Path) -> None:
+    run = open_run(small(images, "", lambdas=[0.5]), tmp_path / "run")
+    with pytest.raises(InputError, match="needs lambdas with 1 and fsl with true in the grid"):
+        run.train_affinitynet("ours")

@@ -1,0 +1,217 @@
+"""One training step of the paper's profile, stage by stage: images per second, memory, the loss's share, hours in all.
+
+Images and labels are random and the weights are not ImageNet's: neither changes what a step costs. A step is the frozen
+part, all losses, gradients and the optimiser; loading and augmenting images runs beside it and is not in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
+from wsss_nb.benchmarks.references import all_pairs_loss
+from wsss_nb.experiment.profiles import Profile
+from wsss_nb.models import create_affinity_net, create_deeplab
+from wsss_nb.similarity import FeatureSimilarityLoss, feature_similarity_loss
+from wsss_nb.stages.cam import build_cam_net
+from wsss_nb.stages.config import TrainingConfig
+from wsss_nb.stages.engine import Part, Step, prepare_network
+from wsss_nb.stages.loop import build_optimizer
+from wsss_nb.stages.objectives import paper_objective
+from wsss_nb.stages.views import Batch, training_precision
+
+__all__ = ["STAGES", "hours_of", "steps_of", "summary", "training_rows"]
+
+Stage = Literal["cam", "affinitynet", "deeplab"]
+STAGES: tuple[Stage, ...] = ("cam", "affinitynet", "deeplab")
+IMAGES = 10_582  # train_aug
+CLASSES = 21
+WARM_UP = 3
+
+
+def steps_of(config: TrainingConfig, images: int = IMAGES) -> int:
+    """Steps of a whole training; the last incomplete batch of an epoch is dropped.
+
+    Example:
+        >>> steps_of(TrainingConfig(epochs=8, batch_size=8))
+        10576
+    """
+    return getattr(config, "iterations", None) or config.epochs * (images // config.batch_size)
+
+
+def hours_of(seconds: dict[str, float], profile: Profile, images: int = IMAGES) -> dict[str, float]:
+    """Hours of training on one such device, from the seconds of a step of each stage; inference and CRF not counted."""
+    return {stage: steps_of(getattr(profile, stage), images) * seconds[stage] / 3600 for stage in seconds}
+
+
+def training_rows(
+    profile: Profile,
+    device: torch.device,
+    precision: Literal["float32", "bfloat16", "float16"],
+    *,
+    repeats: int = 20,
+    size: int | None = None,
+    batch_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """A row for each stage, with the profile's own crop and batch unless told otherwise.
+
+    Returns:
+        ``stage``, ``precision``, ``batch_size``, ``size``, ``seconds`` (median of a step), ``images_per_second``,
+        ``memory_mb`` (peak, on a GPU); of stage 1 also ``similarity_seconds``, ``similarity_share``,
+        ``all_pairs_seconds`` (of the same loss over all pairs) and ``all_pairs_step_seconds`` (a step with that).
+    """
+    rows = []
+    for stage in STAGES:
+        config: TrainingConfig = getattr(profile, stage).model_copy(update={"precision": precision})
+        images = batch_size or config.batch_size
+        step, similarity = _prepared(stage, profile, config, device, images, size or config.views.crop)
+        seconds, memory = _measured(step, device, repeats)
+        row: dict[str, Any] = {
+            "stage": stage, "precision": precision, "batch_size": images, "size": size or config.views.crop,
+            "seconds": seconds, "images_per_second": images / seconds, "memory_mb": memory,
+        }  # fmt: skip
+        if similarity is not None:
+            ours = _measured(partial(similarity, feature_similarity_loss), device, repeats)[0]
+            pairs = _measured(partial(similarity, all_pairs_loss), device, repeats)[0]
+            row |= {
+                "similarity_seconds": ours, "similarity_share": ours / seconds, "all_pairs_seconds": pairs,
+                "all_pairs_step_seconds": seconds - ours + pairs,
+            }  # fmt: skip
+        rows.append(row)
+        del step, similarity
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+Loss = Callable[..., Tensor]
+
+
+def _prepared(
+    stage: Stage, profile: Profile, config: Any, device: torch.device, images: int, size: int
+) -> tuple[Callable[[], None], Callable[[Loss], None] | None]:
+    """A whole step of a stage, and the similarity loss alone with its gradients where the stage has it."""
+    backbone = profile.backbone
+    generator = torch.Generator(device).manual_seed(0)
+    pixels = torch.rand(images, 3, size, size, device=device, generator=generator)
+    labels = (torch.rand(images, CLASSES, device=device, generator=generator) < 0.1).float()
+    labels[:, 0] = 1
+    losses: Callable[[Batch], dict[str, Tensor]]
+    similarity = None
+    modules = nn.ModuleDict()
+    net: Any
+    if stage == "cam":
+        net = build_cam_net(backbone, CLASSES, config, 0)
+        fsl = FeatureSimilarityLoss(config.mu, config.sigma, config.learn_similarity).to(device)
+        modules["similarity"] = fsl
+        side = -(-size // net.stride)
+        maps = torch.rand(images, CLASSES, side, side, device=device, generator=generator).softmax(1)
+
+        def alone(loss: Loss) -> None:
+            leaf = maps.clone().requires_grad_()
+            small = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=True)
+            loss(leaf, small, fsl.mu, fsl.sigma).backward()
+
+        similarity = alone
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            return paper_objective(net, batch, config, fsl, generator)
+
+    elif stage == "affinitynet":
+        net = create_affinity_net(backbone, pretrained=False)
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            assert batch.target is not None
+            features = net.from_frozen(batch.features, batch.images).float()
+            wanted = affinity_labels(batch.target, radius=config.radius)
+            return {"affinity": affinity_loss(pair_affinity(features, radius=config.radius), wanted)}
+
+    else:
+        net = create_deeplab(backbone, CLASSES, pretrained=False)
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            assert batch.target is not None
+            logits = net.from_frozen(batch.features, batch.images).float()
+            logits = F.interpolate(logits, batch.target.shape[-2:], mode="bilinear", align_corners=True)
+            return {"segmentation": F.cross_entropy(logits, batch.target, ignore_index=255)}
+
+    net.to(device)
+    prepare_network(net, config)
+    modules["net"] = net
+    grid = -(-size // net.stride) if stage == "affinitynet" else size
+    target = torch.randint(0, CLASSES, (images, grid, grid), device=device, generator=generator)
+    optimizer = build_optimizer(net.parameter_groups(), config.optimizer, [])
+    work = Step(modules, lambda batch, generator: losses(batch), config.precision)
+    modules.train()
+
+    def step() -> None:
+        with training_precision(device, config.precision):
+            with torch.no_grad():
+                features = net.frozen(pixels)
+                small = small_features = None
+                if stage == "cam" and config.siamese:
+                    shape = [max(8, round(size * config.siamese_scale))] * 2
+                    small = F.interpolate(pixels, shape, mode="bilinear", align_corners=True)
+                    small_features = net.frozen(small)
+            batch = Batch(pixels, features, labels, small, small_features, target)
+            found = work.losses(Part(batch), generator)
+        optimizer.zero_grad(set_to_none=True)
+        work.backward(torch.stack(list(found.values())).sum(), Part(batch))
+        work.scaler.step(optimizer)
+        work.scaler.update()
+
+    return step, similarity
+
+
+def _measured(work: Callable[[], None], device: torch.device, repeats: int) -> tuple[float, float]:
+    """Median seconds of a call, to the finished result, and peak memory in MB (0 without a GPU)."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(min(WARM_UP, repeats)):
+        work()
+    wait()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        wait()
+        seconds.append(time.perf_counter() - begun)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+    return statistics.median(seconds), peak
+
+
+def summary(rows: Sequence[dict[str, Any]], profile: Profile) -> str:
+    """The rows as a Markdown table, with the hours of all three stages below for each precision."""
+    lines = [
+        "| stage | precision | batch | images/s | ms a step | peak MB | similarity loss | step with all pairs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        share = f"{row['similarity_share']:.1%}" if "similarity_share" in row else ""
+        pairs = f"{1e3 * row['all_pairs_step_seconds']:.0f} ms" if "all_pairs_step_seconds" in row else ""
+        lines.append(
+            f"| {row['stage']} | {row['precision']} | {row['batch_size']} x {row['size']} px "
+            f"| {row['images_per_second']:.1f} | {1e3 * row['seconds']:.0f} | {row['memory_mb']:.0f} | {share} | {pairs} |"
+        )
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        seconds = {row["stage"]: row["seconds"] for row in rows if row["precision"] == precision}
+        hours = hours_of(seconds, profile)
+        each = ", ".join(f"{stage} {value:.1f}" for stage, value in hours.items())
+        lines.append(
+            f"\n{precision}: {sum(hours.values()):.1f} hours of training on one such device ({each}), inference and CRF "
+            "not counted."
+        )
+    return "\n".join(lines)
