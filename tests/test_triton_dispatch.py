@@ -170,6 +170,9 @@ def test_without_a_gpu_the_benchmark_says_so_and_ends_with_2(monkeypatch, capsys
     with pytest.raises(SystemExit) as end:
         gpu.main(["--repeats", "0"])
     assert end.value.code == 2 and "--repeats: expected at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--steps", "-1"])
+    assert "--steps: expected at least 0, got -1" in capsys.readouterr().err
 
 
 def test_operations_are_counted():
@@ -196,7 +199,7 @@ def small_run(path: Path) -> tuple[int, str]:
         mock.patch.object(torch, "device", lambda *arguments: CPU),
         contextlib.redirect_stdout(text),
     ):
-        return gpu.main(["--repeats", "1", "--json", str(path)]), text.getvalue()
+        return gpu.main(["--repeats", "1", "--steps", "0", "--json", str(path)]), text.getvalue()
 
 
 def test_the_benchmark_checks_its_numbers_and_reports(interpreter, tmp_path):

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats: expected at least 1, got {options.repeats}")
+    if options.steps < 0:
+        parser.error(f"--steps: expected at least 0, got {options.steps}")
     if not torch.cuda.is_available():
         print(f"device: expected a CUDA device, got none (torch {torch.__version__})", file=sys.stderr)
         return 2
