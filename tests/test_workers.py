@@ -13,7 +13,7 @@ from wsss_nb.data import make_synthetic
 from wsss_nb.experiment import pipeline
 from wsss_nb.experiment.pipeline import open_run
 from wsss_nb.experiment.profiles import Profile, load_profile
-from wsss_nb.workers import worker_pool
+from wsss_nb.workers import finished_results
 
 
 def meet(profile: Profile, out: Path, variant: str, seed: int) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def test_points_of_the_sweep_run_at_the_same_time_in_processes_of_their_own(
     assert len({row["process"] for row in rows} | {os.getpid()}) == 3
 
 
-def test_a_pool_has_at_least_one_worker() -> None:
-    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
-        worker_pool(0)
+def test_without_workers_jobs_run_here_one_after_the_other() -> None:
+    results = list(finished_results(divmod, {"a": (7, 2), "b": (9, 4)}, 0, "division"))
+    assert results == [("a", (3, 1)), ("b", (2, 1))]
+    assert list(finished_results(divmod, {}, 2, "division")) == []
