@@ -149,6 +149,7 @@ def _photos() -> Profile:
         seeds=(0, 1, 2),
         lambdas=(0.0, 1.0),
         baselines=("average", "seam"),
+        refine=("ours",),
         workers=2,
         threads=2,
         cam=cam,
