@@ -264,6 +264,10 @@ def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path
         ("train cam --lambda much", "argument --lambda: expected a number from 0 to 1, got much"),
         ("run --lambda 0,1.2", "argument --lambda: expected a number from 0 to 1, got 1.2"),
         ("run --lambdas 0,1.2", "lambdas.1"),
+        (
+            "run --refine seam",
+            "refine: expected ours among them for 05_train_affinitynet and 06_train_deeplab",
+        ),
         ("run --lambdas 0,0.5", "refine: ours goes through stages 2 and 3 and needs lambdas with 1"),
         ("run --cam.epoch 3", "unrecognized arguments: --cam.epoch 3"),
         ("run --set cam.epoch=3", "cam.epoch: no such field"),

@@ -193,6 +193,12 @@ def _run(options: argparse.Namespace) -> int:
     if plan.needs_data:
         for method in profile.refine:
             refined_variant(profile, method)  # refused now rather than after hours of training
+        later = sorted(name for name in plan.chosen if name[:2] in ("05", "06"))
+        if later and "ours" not in profile.refine:
+            raise InputError(
+                f"refine: expected ours among them for {' and '.join(later)}, got {list(profile.refine)}; "
+                "or leave these out (--only 01,02,03,04)"
+            )
     os.environ[COMMAND] = command_line()
     with run_lock(options.out):
         data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None
