@@ -125,12 +125,12 @@ class Cluster:
             return reference
 
         def answer(reference: Any) -> Any:
-            key = keys[reference]
             try:
                 value = _writable(ray.get(reference))
-            except ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, Exception) else error) from error
             except ray.exceptions.RayError as error:
+                key = keys.pop(reference)
+                if isinstance(error, ray.exceptions.RayTaskError):
+                    raise (error.cause if isinstance(error.cause, Exception) else error) from error
                 raise WorkerDiedError(
                     f"{name}: {key}: its worker died and so did {RETRIES} more ({type(error).__name__}; out of "
                     "memory, or a crash in native code?); what is finished is kept, the same command carries on"
@@ -141,7 +141,9 @@ class Cluster:
         try:
             yield submit, answer
         finally:
-            for reference in keys:
+            # Only what runs or waits: to cancel a task that has just answered can crash this process (Ray 2.60).
+            unfinished = ray.wait(list(keys), num_returns=len(keys), timeout=0)[1] if keys else []
+            for reference in unfinished:
                 ray.cancel(reference, force=True)
 
     def _share(self, ray: Any) -> float:
