@@ -120,7 +120,11 @@ def render_walk(
     alt = (
         f"{example.title}: image, foreground share of the CAM, the same after {steps} {word} of the random walk with "
         f"beta {beta:g}, and the label maps before and after{' a dense CRF' if crf else ''}. "
-        + (f"Before: {notes['_before']}; after: {notes['']}." if example.mask is not None else "")
+        + (
+            f"Before: {notes['_before']}; after: {notes['']}.".replace("   ", ", ")
+            if example.mask is not None
+            else ""
+        )
     )
     return render_panels(panels, alt.strip(), panel_width=200, values=values)
 
