@@ -460,7 +460,7 @@ def test_readme_shows_every_explorer_in_words_and_pictures():
     for path, words in shown.items():
         assert len(words) > 60 and (root / path).stat().st_size < 250_000
         with Image.open(root / path) as picture:
-            assert picture.width > 800
+            assert picture.width > 700
 
 
 def _text(root):
