@@ -6,7 +6,6 @@ import datetime
 import io
 import math
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -397,18 +396,6 @@ def test_similarity_picture_of_a_constant_map_and_image():
     image, foreground = torch.full((1, 3, 16, 16), 0.5), torch.full((16, 16), 0.5)
     picture = widgets.render_similarity(image, foreground)
     assert picture.values["loss"] == pytest.approx(0, abs=1e-9)
-
-
-def test_similarity_picture_is_fast_enough_to_drag():
-    """56 x 56; the target is 150 ms on an idle machine, the test leaves room for a busy one."""
-    image, foreground, mask = widgets.snap_example("coffee")
-    widgets.render_similarity(image, foreground, mask=mask)
-    times = []
-    for step in range(5):
-        start = time.perf_counter()
-        widgets.render_similarity(image, foreground, mu=2 + step / 10, sigma=3 + step / 10, mask=mask).png()
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
 
 
 def test_cam_picture():
