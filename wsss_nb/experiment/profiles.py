@@ -132,7 +132,7 @@ def _quick() -> Profile:
 
 
 def _photos() -> Profile:
-    """Photographs in VOC layout, EfficientNet-Lite0 with ImageNet weights: CPU in about an hour."""
+    """Photographs in VOC layout, EfficientNet-Lite0 with ImageNet weights: two CPU cores in about two hours."""
     views = ViewsConfig(cached=True, sizes=((224, 320),))
     optimizer = OptimizerConfig(learning_rate=0.005)
     cam = CamConfig(
