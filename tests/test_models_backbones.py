@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from wsss_nb.models import BACKBONES, Taps, create_backbone, create_imagenet_classifier
-from wsss_nb.models.backbone import conv_norm
-from wsss_nb.models.efficientnet import load_imagenet_weights
+from wsss_nb.models.backbone import conv_norm, fixed_weights
+from wsss_nb.models.efficientnet import _same_conv_norm, load_imagenet_weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -173,6 +173,46 @@ def test_unfolded_batch_norm_in_training_uses_and_updates_statistics():
         normalised.mean(dim=(0, 2, 3)), torch.zeros(6, dtype=torch.float64), atol=1e-9, rtol=0
     )
     assert not torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kernel,even,odd", [(3, (0, 1), (1, 1)), (5, (1, 2), (2, 2))])
+def test_same_padding_of_strided_convolutions_in_both_modes(kernel, even, odd, training):
+    """Even sizes pad one pixel more behind than in front; statistics of training see no pixel beside these."""
+    conv = nn.Conv2d(4, 4, kernel, 2, groups=4, bias=False).double()
+    norm = _conv_and_norm(groups=4)[1].train(training)
+    x = torch.randn(2, 4, 10, 9, dtype=torch.float64, requires_grad=True)
+    expected = norm(conv(F.pad(x, (*odd, *even))))
+    found = _same_conv_norm(x, conv, norm)
+    assert found.shape == (2, 4, 5, 5)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    inputs = (x, conv.weight, norm.weight)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, weights),
+        torch.autograd.grad(expected, inputs, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_fixed_weights_are_folded_once_for_each_precision():
+    conv, norm = _conv_and_norm()
+    conv, norm = conv.float(), norm.float().eval()
+    x = torch.randn(2, 4, 9, 8)
+    with torch.no_grad():
+        before = conv_norm(x, conv, norm)
+        with fixed_weights():
+            assert torch.equal(conv_norm(x, conv, norm), before)
+            conv.weight.mul_(2)
+            assert torch.equal(conv_norm(x, conv, norm), before)
+            doubled = norm(conv(x))
+            with torch.autocast("cpu", dtype=torch.bfloat16), fixed_weights():
+                half = conv_norm(x, conv, norm)
+                assert half.dtype == torch.bfloat16 and torch.equal(half, conv_norm(x, conv, norm))
+                torch.testing.assert_close(half.float(), doubled, rtol=0.05, atol=0.05)
+            assert torch.equal(conv_norm(x, conv, norm), before)
+        torch.testing.assert_close(conv_norm(x, conv, norm), doubled)
 
 
 def test_bad_names_and_strides_are_refused():

@@ -33,8 +33,15 @@ def test_an_image_without_labels_has_empty_maps(method: str, max_normalize: bool
     assert found.shape == (3, 40, 52) and found.dtype == np.float32 and not found.any()
 
 
-def test_the_cam_is_the_mean_over_scales_and_flips() -> None:
-    """Against a softmax over the present classes alone, which is what labels and renormalisation come to."""
+@pytest.mark.parametrize("paired_pixels", [10**9, 1500, 0])
+def test_the_cam_is_the_mean_over_scales_and_flips(
+    paired_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a softmax over the present classes alone, which is what labels and renormalisation come to.
+
+    Flips go through the network with their view, alone where the view is large, or all alone.
+    """
+    monkeypatch.setattr("wsss_nb.stages.cam.PAIRED_PIXELS", paired_pixels)
     net = build_cam_net("tiny", 5, CONFIG, seed=0).eval()
     labels = np.array([1, 0, 1, 0, 1], np.uint8)
     inference = InferenceConfig(scales=(1.0, 0.5), max_normalize=False)

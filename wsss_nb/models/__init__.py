@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wsss_nb.models.affinity_net import AffinityNet, create_affinity_net
-from wsss_nb.models.backbone import Backbone, Taps
+from wsss_nb.models.backbone import Backbone, Taps, fixed_weights
 from wsss_nb.models.cam_net import CamNet, CamOutput, SeamNet, create_cam_net, create_seam_net
 from wsss_nb.models.checkpoint import LoadReport, load_checkpoint, read_state_dict
 from wsss_nb.models.deeplab import DeepLab, create_deeplab
@@ -33,6 +33,7 @@ __all__ = [
     "create_deeplab",
     "create_imagenet_classifier",
     "create_seam_net",
+    "fixed_weights",
     "load_checkpoint",
     "pixel_correlation",
     "read_mxnet_params",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Backbone", "Taps", "conv_norm"]
+__all__ = ["Backbone", "Taps", "conv_norm", "fixed_weights"]
 
 T = TypeVar("T")
+Folded = dict[tuple[nn.Conv2d, torch.dtype], tuple[Tensor, Tensor]]
+_folded: ContextVar[Folded | None] = ContextVar("folded", default=None)
 
 
 class Taps(NamedTuple, Generic[T]):
@@ -60,8 +64,28 @@ class Backbone(nn.Module, ABC):
         return self.taps(self.frozen(images))
 
 
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Forward passes inside share the folded weights of :func:`conv_norm`; no weight may change meanwhile.
+
+    For inference: folding and casting take a twentieth of the time of a forward pass in bfloat16 on a CPU.
+    """
+    if _folded.get() is not None:
+        yield
+        return
+    token = _folded.set({})
+    try:
+        yield
+    finally:
+        _folded.reset(token)
+
+
 def conv_norm(
-    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, padding: tuple[int, int] | None = None
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    padding: tuple[int, int] | None = None,
+    skip: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """BatchNorm of a convolution, as one convolution where the statistics are fixed.
 
@@ -74,13 +98,26 @@ def conv_norm(
         conv: convolution without bias.
         norm: the BatchNorm that follows it.
         padding: replaces ``conv.padding``.
+        skip: rows and columns to leave out at the top and the left of what the convolution gives.
     """
     pad = conv.padding if padding is None else padding
-    if norm.training:
-        y = F.conv2d(x, conv.weight, None, conv.stride, pad, conv.dilation, conv.groups)
-        return norm(y)
+    weight, shift = (conv.weight, None) if norm.training else _fold(conv, norm, x)
+    y = F.conv2d(x, weight, shift, conv.stride, pad, conv.dilation, conv.groups)
+    if any(skip):
+        y = y[..., skip[0] :, skip[1] :]
+    return norm(y) if norm.training else y
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """s W and beta - s m; inside :func:`fixed_weights` computed once, and kept as autocast wants them."""
+    kept = _folded.get()
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
+    if kept is not None and (conv, dtype) in kept:
+        return kept[conv, dtype]
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, pad, conv.dilation, conv.groups)
+    weight, shift = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    if kept is not None:
+        weight, shift = kept[conv, dtype] = weight.to(dtype), shift.to(dtype)
+    return weight, shift

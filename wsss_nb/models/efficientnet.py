@@ -37,17 +37,19 @@ def load_imagenet_weights() -> dict[str, Tensor]:
 
 
 def _same_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """``conv_norm`` with TensorFlow's SAME padding: output ceil(n / stride), an odd rest goes right/below."""
-    before_after = []
+    """``conv_norm`` with TensorFlow's SAME padding: output ceil(n / stride), an odd rest goes right/below.
+
+    Before an odd rest, a whole stride more is padded on both sides and the first output left out: the same
+    numbers, without a padded copy of the input.
+    """
+    padding, skip = [], []
     for size, kernel, stride, dilation in zip(
         x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True
     ):
         total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-        before_after.append((total // 2, total - total // 2))
-    (top, bottom), (left, right) = before_after
-    if top == bottom and left == right:
-        return conv_norm(x, conv, norm, (top, left))
-    return conv_norm(F.pad(x, (left, right, top, bottom)), conv, norm, (0, 0))
+        padding.append(total // 2 + total % 2 * stride)
+        skip.append(total % 2)
+    return conv_norm(x, conv, norm, (padding[0], padding[1]), (skip[0], skip[1]))
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

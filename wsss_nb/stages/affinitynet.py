@@ -16,7 +16,7 @@ from wsss_nb.crf import Backend, CRFConfig, dense_crf_many, resolve_backend
 from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
-from wsss_nb.models import create_affinity_net
+from wsss_nb.models import create_affinity_net, fixed_weights
 from wsss_nb.pseudo_labels import add_background, normalize_maximum, parse_background_rule, walk_cam
 from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
 from wsss_nb.stages.engine import prepare_network
@@ -223,10 +223,11 @@ def write_pseudo_labels(
     net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
 ) -> None:
     """Random walk on every image of the split, argmax, ``out/NAME.png``; files that exist are kept."""
-    for name in progress(processes().share(folder.names), f"random walk {folder.split}"):
-        if (out / f"{name}.png").exists():
-            continue
-        classes, cam = load_cam_file(cams / f"{name}.npz")
-        best = walk(net, folder.image(name), cam, config).argmax(0).cpu().numpy()
-        save_label_map(out / f"{name}.png", np.concatenate([[0], classes])[best].astype(np.uint8))
+    with fixed_weights():
+        for name in progress(processes().share(folder.names), f"random walk {folder.split}"):
+            if (out / f"{name}.png").exists():
+                continue
+            classes, cam = load_cam_file(cams / f"{name}.npz")
+            best = walk(net, folder.image(name), cam, config).argmax(0).cpu().numpy()
+            save_label_map(out / f"{name}.png", np.concatenate([[0], classes])[best].astype(np.uint8))
     processes().wait()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wsss_nb.cam import class_activation_map, condition_on_labels
 from wsss_nb.data import VOCFolder, save_label_map
 from wsss_nb.files import atomic_path
-from wsss_nb.models import create_cam_net, create_seam_net
+from wsss_nb.models import create_cam_net, create_seam_net, fixed_weights
 from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
@@ -30,6 +30,7 @@ from wsss_nb.stages.weights import load_trained, start_from
 __all__ = ["build_cam_net", "foreground_cam", "infer_cams", "load_cam", "pretrain_classifier", "train_cam"]
 
 CHECKPOINT = "checkpoint.pt"
+PAIRED_PIXELS = 400_000  # a CPU runs larger views one by one: the activations of two would not fit its caches
 
 
 def build_cam_net(
@@ -168,7 +169,7 @@ def foreground_cam(
         return np.zeros((len(labels) - 1, *size), np.float32)
     total = torch.zeros(len(kept), *size, device=device)
     count = 0
-    with training_precision(device, config.precision):
+    with fixed_weights(), training_precision(device, config.precision):
         for scale in inference.scales:
             scaled = tensor
             if scale != 1:
@@ -177,7 +178,12 @@ def foreground_cam(
                     tensor, wanted, mode="bicubic", align_corners=False, antialias=scale < 1
                 ).clamp(0, 1)
             views = torch.cat([scaled, scaled.flip(-1)]) if inference.flip else scaled
-            cam = _view_cam(net, views, present.expand(len(views), -1), config)[:, kept]
+            together = 1 if device.type == "cpu" and scaled[0, 0].numel() > PAIRED_PIXELS else 2
+            parts = [
+                _view_cam(net, part, present.expand(len(part), -1), config)[:, kept]
+                for part in views.split(together)
+            ]
+            cam = torch.cat(parts)
             if inference.flip:
                 cam = torch.cat([cam[:1], cam[1:].flip(-1)])
             total += F.interpolate(cam, size, mode="bilinear", align_corners=False).sum(0)
@@ -204,16 +210,17 @@ def infer_cams(
     """
     rule = parse_background_rule(inference.background)
     labels = folder.labels()
-    for name in progress(processes().share(folder.names), f"CAMs {folder.split}"):
-        target = out / f"{name}.npz"
-        if target.exists():
-            continue
-        cam = foreground_cam(net, folder.image(name), labels[name], config, inference)
-        if label_maps:
-            save_label_map(
-                out / f"{name}.png", label_map(add_background(torch.from_numpy(cam), rule)).numpy()
-            )
-        present = np.flatnonzero(labels[name][1:])
-        with atomic_path(target) as temporary:
-            np.savez_compressed(temporary, classes=present + 1, cam=cam[present].astype(np.float16))
+    with fixed_weights():
+        for name in progress(processes().share(folder.names), f"CAMs {folder.split}"):
+            target = out / f"{name}.npz"
+            if target.exists():
+                continue
+            cam = foreground_cam(net, folder.image(name), labels[name], config, inference)
+            if label_maps:
+                save_label_map(
+                    out / f"{name}.png", label_map(add_background(torch.from_numpy(cam), rule)).numpy()
+                )
+            present = np.flatnonzero(labels[name][1:])
+            with atomic_path(target) as temporary:
+                np.savez_compressed(temporary, classes=present + 1, cam=cam[present].astype(np.float16))
     processes().wait()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wsss_nb.crf import dense_crf_many
 from wsss_nb.data import VOCFolder, read_label_map, save_label_map
-from wsss_nb.models import create_deeplab
+from wsss_nb.models import create_deeplab, fixed_weights
 from wsss_nb.similarity import feature_similarity_loss
 from wsss_nb.stages.affinitynet import crf_config
 from wsss_nb.stages.config import DeepLabConfig
@@ -100,7 +100,7 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     tensor = image_tensor(image)[None].to(next(net.parameters()).device)
     size = tensor.shape[-2:]
     views = []
-    with training_precision(tensor.device, config.precision):
+    with fixed_weights(), training_precision(tensor.device, config.precision):
         for scale in config.scales:
             wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
             scaled = (
@@ -132,6 +132,9 @@ def write_predictions(
         results: Iterator[np.ndarray] = (probabilities for _, probabilities in jobs())
     else:
         results = dense_crf_many(jobs(), crf_config(config.crf), workers)
-    for name, scores in progress(zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)):
-        save_label_map(out / f"{name}.png", scores.argmax(0).astype(np.uint8))
+    with fixed_weights():
+        for name, scores in progress(
+            zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)
+        ):
+            save_label_map(out / f"{name}.png", scores.argmax(0).astype(np.uint8))
     processes().wait()
