@@ -423,3 +423,11 @@ def test_a_full_size_walk_takes_less_than_200_mb():
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     scale = 1024 if sys.platform == "darwin" else 1  # ru_maxrss is in bytes there
     assert float(output) / scale < 200
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(bad):
+    scores = torch.zeros(2, 12, 12)
+    scores[1, 3, 4] = bad
+    with pytest.raises(ValueError, match="scores: expected finite values, got 1 that are not"):
+        random_walk(scores, torch.zeros(34, 32))

@@ -299,7 +299,8 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         (K, H, W), type and dtype of ``scores`` (computed in float32 or float64).
 
     Raises:
-        ValueError: shapes do not fit each other, affinities outside [0, 1], or options out of range.
+        ValueError: shapes do not fit each other, scores that are not finite, affinities outside [0, 1], or
+            options out of range.
 
     Example:
         >>> walked = random_walk(torch.eye(48).reshape(48, 6, 8), torch.ones(4, 30), log_t=1)
@@ -310,6 +311,8 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
     pairs = torch.as_tensor(affinity).to(start.device)
     if start.ndim != 3 or not start.is_floating_point():
         raise ValueError(f"scores: expected floating (K, H, W), got {tuple(start.shape)} {start.dtype}")
+    if not bool(start.isfinite().all()):
+        raise ValueError(f"scores: expected finite values, got {int((~start.isfinite()).sum())} that are not")
     if not beta > 0:
         raise ValueError(f"beta: expected a number above 0, got {beta!r}")
     if not (isinstance(log_t, int) and 0 <= log_t <= 16):

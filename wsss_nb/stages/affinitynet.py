@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
 from wsss_nb.crf import Backend, CRFConfig, dense_crf_many, resolve_backend
-from wsss_nb.data import VOCFolder, save_label_map
+from wsss_nb.data import VOCFolder, save_label_map, to_tensor
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
 from wsss_nb.models import create_affinity_net, fixed_weights
@@ -24,7 +24,7 @@ from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import Wanted, image_tensor, training_precision
+from wsss_nb.stages.views import Wanted, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 from wsss_nb.workers import Workers, finished_results
 
@@ -199,7 +199,7 @@ def load_affinitynet(backbone: str, checkpoint: Path) -> Any:
 @torch.inference_mode()
 def image_affinity(net: Any, image: np.ndarray, config: AffinityNetConfig) -> tuple[Tensor, tuple[int, int]]:
     """AffinityNet's pair affinities (D, n) of an image and the (h, w) of the map they belong to."""
-    tensor = image_tensor(image)[None].to(next(net.parameters()).device)
+    tensor = to_tensor(image)[None].to(next(net.parameters()).device)
     with training_precision(tensor.device, config.precision):
         features = net.from_frozen(net.frozen(tensor), tensor).float()
     if min(features.shape[-2:]) < 5:

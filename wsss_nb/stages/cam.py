@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.cam import class_activation_map, condition_on_labels
-from wsss_nb.data import VOCFolder, save_label_map
+from wsss_nb.data import VOCFolder, save_label_map, to_tensor
 from wsss_nb.files import atomic_path
 from wsss_nb.models import create_cam_net, create_seam_net, fixed_weights
 from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
@@ -24,7 +24,7 @@ from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.objectives import paper_objective, seam_objective
 from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import Wanted, image_tensor, training_precision
+from wsss_nb.stages.views import Wanted, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 
 __all__ = ["build_cam_net", "foreground_cam", "infer_cams", "load_cam", "pretrain_classifier", "train_cam"]
@@ -161,7 +161,7 @@ def foreground_cam(
     divided by their maximum, being no probabilities.
     """
     device = next(net.parameters()).device
-    tensor = image_tensor(image)[None].to(device)
+    tensor = to_tensor(image)[None].to(device)
     size = image.shape[:2]
     present = torch.from_numpy(labels).float().to(device)
     kept = present[1:].nonzero()[:, 0]  # the maps of all other classes are zero

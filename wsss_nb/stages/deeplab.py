@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.crf import dense_crf_many
-from wsss_nb.data import VOCFolder, read_label_map, save_label_map
+from wsss_nb.data import VOCFolder, read_label_map, save_label_map, to_tensor
 from wsss_nb.models import create_deeplab, fixed_weights
 from wsss_nb.similarity import feature_similarity_loss
 from wsss_nb.stages.affinitynet import crf_config
@@ -22,7 +22,7 @@ from wsss_nb.stages.loaders import training_views
 from wsss_nb.stages.loop import History, progress, train
 from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import Wanted, image_tensor, training_precision
+from wsss_nb.stages.views import Wanted, training_precision
 from wsss_nb.stages.weights import load_trained, start_from
 from wsss_nb.workers import Workers
 
@@ -97,7 +97,7 @@ def load_deeplab(backbone: str, num_classes: int, checkpoint: Path) -> Any:
 @torch.inference_mode()
 def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     """Class probabilities float32 (K, H, W): softmax of the logits averaged over scales and flips."""
-    tensor = image_tensor(image)[None].to(next(net.parameters()).device)
+    tensor = to_tensor(image)[None].to(next(net.parameters()).device)
     size = tensor.shape[-2:]
     views = []
     with fixed_weights(), training_precision(tensor.device, config.precision):

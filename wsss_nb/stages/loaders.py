@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wsss_nb.data import VOCFolder
+from wsss_nb.data import VOCFolder, to_tensor
 from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator
 from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.processes import processes
@@ -20,7 +20,6 @@ from wsss_nb.stages.views import (
     Batch,
     CachedViews,
     Wanted,
-    image_tensor,
     label_tensor,
     training_precision,
 )
@@ -49,7 +48,7 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
         seed, index = sample
         name = self.folder.names[index]
-        image = image_tensor(self.folder.image(name))
+        image = to_tensor(self.folder.image(name))
         size = (image.shape[1], image.shape[2])
         generator = seeded_generator(seed, index)
         if self.wanted.scores is not None:

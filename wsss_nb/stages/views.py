@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.code_version import code_version
-from wsss_nb.data import VOCFolder
+from wsss_nb.data import VOCFolder, to_tensor
 from wsss_nb.files import atomic_path
 from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.loop import progress
 from wsss_nb.stages.processes import processes
 from wsss_nb.stages.steps import step_key
 
-__all__ = ["Batch", "CachedViews", "Target", "Wanted", "image_tensor", "label_tensor", "training_precision"]
+__all__ = ["Batch", "CachedViews", "Target", "Wanted", "label_tensor", "training_precision"]
 
 Target = Callable[[str, tuple[int, int]], Tensor]
 Scores = Callable[[str], tuple[Tensor, Callable[[Tensor], Tensor]]]
@@ -57,11 +57,6 @@ class Wanted:
     target: Target | None = None
     target_size: Literal["map", "image"] = "map"
     scores: Scores | None = None
-
-
-def image_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
 def label_tensor(labels: dict[str, np.ndarray], names: Sequence[str]) -> Tensor:
@@ -109,7 +104,7 @@ class CachedViews:
         self.views: dict[tuple[tuple[int, int], bool], tuple[Tensor, Tensor]] = {}
         self.small: dict[tuple[int, int], tuple[int, int]] = {}
         self.targets: dict[tuple[tuple[int, int], bool], Tensor] = {}
-        images = [image_tensor(folder.image(name)) for name in folder.names]
+        images = [to_tensor(folder.image(name)) for name in folder.names]
         sizes = set(config.sizes)
         if wanted.small_scale is not None:
             self.small = {size: _scaled(size, wanted.small_scale) for size in config.sizes}

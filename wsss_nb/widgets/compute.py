@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss_nb import data
 from wsss_nb.cam import class_activation_map
 from wsss_nb.data.synthetic import synthetic_sample
 from wsss_nb.metrics import confusion_matrix, contour_f, contour_matches
@@ -44,7 +45,7 @@ _CLASSIFIERS = lru_cache(maxsize=3)(create_imagenet_classifier)
 
 def to_tensor(image: npt.NDArray[np.uint8]) -> Tensor:
     """An image (H, W, 3) uint8 as (1, 3, H, W) in 0..1."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    return data.to_tensor(image)[None]
 
 
 def class_logits(image: npt.NDArray[np.uint8], stride: int = 16) -> Tensor:
