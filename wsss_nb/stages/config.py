@@ -110,6 +110,9 @@ class CamConfig(TrainingConfig):
 
     method: Literal["paper", "seam"] = "paper"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    freeze: bool = Field(
+        True, description="keep the backbone's early layers as they are; BatchNorm is fixed anyway"
+    )
     pooling: Literal["max", "average"] = "max"
     weight: Fraction = Field(1.0, description="lambda of Eq. 5: weight of the sampling term")
     num_samples: Count | None = Field(1, description="draws per class; None = exact expectation")
