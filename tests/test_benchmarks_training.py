@@ -14,8 +14,10 @@ import torch
 from wsss_nb.benchmarks import ablation, training
 from wsss_nb.benchmarks.training import hours_of, steps_of, summary, training_rows
 from wsss_nb.data import make_synthetic
+from wsss_nb.experiment.pipeline import open_run
 from wsss_nb.experiment.profiles import load_profile
 from wsss_nb.models import BACKBONES, create_cam_net
+from wsss_nb.models.efficientnet import EfficientNetLite0
 from wsss_nb.models.identify import identify_network
 from wsss_nb.models.resnet38 import ResNet38
 from wsss_nb.stages.config import DeepLabConfig, TrainingConfig
@@ -79,18 +81,72 @@ def test_stride_8_is_a_backbone_of_its_own() -> None:
     )
 
 
-def test_every_row_is_a_valid_change_of_one_thing() -> None:
-    base = load_profile("photos")
-    changed = {name: load_profile("photos", changes) for name, changes in ablation.ROWS.items()}
-    assert changed["recipe"] == base
-    cams = {name: profile.cam for name, profile in changed.items()}
-    assert changed["stride8"].backbone.endswith("stride8") and cams["stride8"].sigma == 2 * base.cam.sigma
-    assert not cams["crops448"].views.cached and cams["crops448"].views.crop == 448
-    assert (
-        cams["siamese"].siamese and cams["learned"].learn_similarity and cams["draws100"].num_samples == 100
-    )
-    everything = {field: value for name in ablation.ROWS for field, value in ablation.ROWS[name].items()}
-    assert ablation.ROWS["everything"] == everything
+def flat(fields: dict[str, Any], parents: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{parents}{name}.") if isinstance(value, dict) else {f"{parents}{name}": value}
+    return found
+
+
+def test_every_row_differs_from_the_recipe_in_what_its_name_says() -> None:
+    """Before -> after of every field that is not the recipe's; what only augmented views read counts as well."""
+    base = flat(load_profile("photos").model_dump())
+    unused = {"cam.views.crop", "cam.views.long_side", "cam.views.jitter"}  # of cached views
+    assert base["cam.views.cached"] and base["cam.freeze"]
+    single = {
+        "cam.freeze": (True, False),
+        "cam.siamese": (False, True),
+        "cam.learn_similarity": (False, True),
+        "cam.num_samples": (1, 100),
+    }
+    stride = {
+        "backbone": ("efficientnet_lite0", "efficientnet_lite0_stride8"),
+        "cam.sigma": (2.5, 5.0),
+    }
+    augmented = {"cam.views.cached": (True, False)}
+    expected: dict[str, dict[str, Any]] = {
+        "recipe": {},
+        "trained": {"cam.freeze": (True, False)},
+        "siamese": {"cam.siamese": (False, True)},
+        "learned": {"cam.learn_similarity": (False, True)},
+        "draws100": {"cam.num_samples": (1, 100)},
+        "stride8_sigma5": stride,
+        "augmented448": augmented,
+        "all": single | stride | augmented,
+    }
+    assert list(ablation.ROWS) == list(expected)
+    for name, changes in ablation.ROWS.items():
+        row = flat(load_profile("photos", changes).model_dump())
+        changed = {field: (base[field], row[field]) for field in row if row[field] != base[field]}
+        assert {field: value for field, value in changed.items() if field not in unused} == expected[name], (
+            name
+        )
+        if not row["cam.views.cached"]:
+            assert (row["cam.views.crop"], row["cam.views.long_side"]) == (448, (448, 768)), name
+            assert row["cam.views.jitter"] == (0.3, 0.3, 0.3, 0.1), name
+
+
+def test_the_row_trained_reaches_the_first_layer(tmp_path: Path) -> None:
+    """On the photographs' own backbone: its stem learns, and no file keeps features; in the recipe it is the other way."""
+    make_synthetic(tmp_path / "fish", num_train=2, num_val=1, size=48)
+    small = {
+        "cam.epochs": 1, "cam.batch_size": 2, "cam.views.sizes": [[48, 48]], "threads": 1,
+        "data.root": str(tmp_path / "fish"), "seeds": [0],
+    }  # fmt: skip
+    start = EfficientNetLite0()
+    start.load_imagenet()
+    first, last = "_conv_stem.weight", "_blocks.12._project_conv.weight"
+    for name, learns in (("recipe", False), ("trained", True)):
+        run = open_run(load_profile("photos", {**small, **ablation.ROWS[name]}), tmp_path / name)
+        run.train_cam("lambda1_fsl", 0)
+        saved = torch.load(tmp_path / name / "cam/lambda1_fsl/seed0/model/checkpoint.pt", weights_only=True)
+        modules = saved["modules"]
+        assert torch.equal(modules[f"net.{first}"], start.state_dict()[first]) != learns
+        assert not torch.equal(modules[f"net.{last}"], start.state_dict()[last])
+        assert torch.equal(modules["net._bn0.weight"], start.state_dict()["_bn0.weight"]), (
+            "BatchNorm is fixed"
+        )
+        assert bool(list((tmp_path / name).glob("views/*.pt"))) != learns
 
 
 def test_the_ablation_in_miniature(
@@ -115,7 +171,7 @@ def test_the_ablation_in_miniature(
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained again"))
     assert ablation.main([*words, "--only", "recipe"]) == 0
     assert ablation.main([*words, "--only", "stride9"]) == 2
-    assert "only: expected rows of recipe, stride8" in capsys.readouterr().err
+    assert "only: expected rows of recipe, trained, siamese" in capsys.readouterr().err
 
 
 def test_the_table_by_hand() -> None:

@@ -132,7 +132,6 @@ def test_training_of_resnet38_is_frozen_where_published(rooted):
     frozen = {name.split(".")[0] for name, p in net.named_parameters() if not p.requires_grad and p.ndim == 4}
     assert frozen == {"conv1a", "b2", "b2_1", "b2_2"}
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
-    assert net.b6.dropout.training and net.b6.dropout.p == 0.3 and net.b7.dropout.p == 0.5
     images = torch.rand(1, 3, 17, 25)
     features = net.frozen(images)
     assert features.shape == (1, 128, 9, 13)
@@ -142,6 +141,33 @@ def test_training_of_resnet38_is_frozen_where_published(rooted):
     parts = net.from_frozen(features, images)
     assert whole.logits.shape == (1, 21, 3, 4)
     assert torch.equal(whole.logits, parts.logits) and torch.equal(whole.revised, parts.revised)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["cam", "deeplab"])
+def test_b6_and_b7_drop_channels_before_both_later_convolutions(kind, monkeypatch):
+    """Shares of 0.3 and 0.5, of the quarter and of the half of a block's width; in training only."""
+    slim = ResNet38(freeze=kind == "cam", slimmer=4)
+    fill_all(slim)
+    net = CamNet(slim, 21) if kind == "cam" else DeepLab(slim, 21, width=8, batch_norm="statistics")
+    drawn = []
+    draw = F.dropout2d
+
+    def record(x, p, training, *rest):
+        y = draw(x, p, training, *rest)
+        alive = x.amax((2, 3)) > 0
+        drawn.append((p, x.shape[1], ((y.amax((2, 3)) == 0) & alive).sum().item() / alive.sum().item()))
+        return y
+
+    monkeypatch.setattr(F, "dropout2d", record)
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    net.train().backbone(net.normalize(images))
+    assert [draw[:2] for draw in drawn] == [(0.3, 128), (0.3, 256), (0.5, 256), (0.5, 512)]
+    assert [draw[2] for draw in drawn] == [pytest.approx(p, abs=0.08) for p in (0.3, 0.3, 0.5, 0.5)]
+    drawn.clear()
+    net.eval().backbone(net.normalize(images))
+    assert [draw[2] for draw in drawn] == [0, 0, 0, 0]
 
 
 @torch.inference_mode()

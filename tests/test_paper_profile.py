@@ -22,7 +22,7 @@ from wsss_nb.files import read_json
 from wsss_nb.models import BACKBONES
 from wsss_nb.models.resnet38 import ResNet38
 from wsss_nb.stages import affinitynet, cam, deeplab
-from wsss_nb.stages.config import CamConfig, ViewsConfig
+from wsss_nb.stages.config import CamConfig
 from wsss_nb.stages.loaders import AugmentedViews
 from wsss_nb.stages.views import Wanted
 from wsss_nb.stages.weights import load_trained
@@ -33,7 +33,8 @@ SMALL: dict[str, Any] = {
     "data.train_split": "train", "workers": 1, "deeplab.iterations": 3, "inference.scales": [0.5, 1],
     "seam_inference.scales": [1], "deeplab.scales": [1], "deeplab.crf.iterations": 1,
     **{f"{stage}.{name}": value for stage in TRAINED for name, value in
-       (("epochs", 2), ("batch_size", 2), ("views.crop", 64), ("views.long_side", [64, 96]), ("views.loader_workers", 0))},
+       (("epochs", 2), ("batch_size", 2), ("views.crop", 64), ("views.loader_workers", 0))},
+    "cam.views.long_side": [64, 96], "seam.views.long_side": [64, 96],
     **{f"{stage}.crf.iterations": 2 for stage in ("affinitynet", "seam_affinitynet")},
 }  # fmt: skip
 
@@ -232,12 +233,13 @@ def test_affinity_labels_are_averages_of_the_crop(images: Path, tmp_path: Path) 
         target=lambda name, size: torch.zeros(size, dtype=torch.long),
         scores=lambda name: affinitynet._crf_scores(tmp_path / f"{name}.npz"),
     )
-    config = ViewsConfig(crop=80, long_side=(64, 64), jitter=None)
+    config = load_profile("paper", {"affinitynet.views.crop": 80}).affinitynet.views
+    config = config.model_copy(update={"jitter": None, "loader_workers": 0})
     (batch,) = AugmentedViews(folder, _Strided(), config, 4, wanted).epoch(5)
     assert batch.target is not None and batch.target.shape == (4, 10, 10)
     grey = nn.functional.avg_pool2d(batch.images.mean(1, keepdim=True), 8)[:, 0]
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    padding = ((batch.images - mean).abs().amax(1, keepdim=True) < 1e-6).float()
+    padding = (batch.images.amax(1, keepdim=True) == 0).float()
+    assert padding.sum((1, 2, 3)).tolist() == [80 * 80 - 64 * 64] * 4, "the images keep their 64 pixels"
     outside = nn.functional.avg_pool2d(padding, 8)[:, 0]
     inside = outside == 0
     assert (batch.target[outside == 1] == 255).all() and (outside == 1).any()
@@ -245,6 +247,14 @@ def test_affinity_labels_are_averages_of_the_crop(images: Path, tmp_path: Path) 
     expected = torch.where(grey < 0.5, 3, 255)
     clear = inside & ((grey - 0.5).abs() > 1e-3)
     assert torch.equal(batch.target[clear], expected[clear]) and (expected[clear] == 3).any()
+
+
+def test_where_both_crf_maps_claim_a_cell_it_is_background(tmp_path: Path) -> None:
+    """Cells: only the amplified map's foreground counts, only the weakened map's background, both, neither, no score."""
+    amplified = np.array([[[0.1, 0.9, 0.1, 0.9, 0.0]], [[0.9, 0.1, 0.9, 0.1, 0.0]]])
+    weakened = np.array([[[0.2, 0.8, 0.8, 0.2, 0.0]], [[0.8, 0.2, 0.2, 0.8, 0.0]]])
+    np.savez(tmp_path / "a.npz", classes=np.array([0, 7]), amplified=amplified, weakened=weakened)
+    assert affinitynet.confident_labels(tmp_path / "a.npz", (1, 5)).tolist() == [[7, 0, 0, 255, 255]]
 
 
 def test_no_point_to_refine(images: Path, tmp_path: Path) -> None:

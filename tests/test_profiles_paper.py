@@ -15,20 +15,34 @@ from wsss_nb.stages.steps import step_key
 
 PROFILES = ("paper", "icam", "seam")
 
-# Stages 1 and 2 are optimised and augmented alike.
-OPTIMIZER = {
-    "learning_rate": 0.01, "weight_decay": 5e-4, "power": 0.9, "head_multiplier": 10, "warmup": 0,
-    "decay_as_momentum": True,
+# Each stage on its own, as its training script has it: what two of them share is written down twice.
+CLASSIFICATION = {
+    "epochs": 8, "batch_size": 8,
+    "optimizer": {
+        "learning_rate": 0.01, "weight_decay": 5e-4, "power": 0.9, "head_multiplier": 10, "warmup": 0,
+        "decay_as_momentum": True,
+    },
+    "views": {
+        "cached": False, "long_side": (448, 768), "flip": True, "jitter": (0.3, 0.3, 0.3, 0.1), "crop": 448,
+    },
 }  # fmt: skip
-AUGMENTATION = {
-    "cached": False,
-    "crop": 448,
-    "long_side": (448, 768),
-    "flip": True,
-    "jitter": (0.3, 0.3, 0.3, 0.1),
-}
-FIRST_TWO = {"epochs": 8, "batch_size": 8, "optimizer": OPTIMIZER, "views": AUGMENTATION}
-SIAMESE = {"siamese": True, "siamese_scale": 0.3, "dropout": 0.5}
+AFFINITY = {
+    "epochs": 8, "batch_size": 8,
+    "optimizer": {
+        "learning_rate": 0.01, "weight_decay": 5e-4, "power": 0.9, "head_multiplier": 10, "warmup": 0,
+        "decay_as_momentum": True,
+    },
+    "views": {"cached": False, "long_side": None, "crop": 448, "flip": True, "jitter": (0.3, 0.3, 0.3, 0.1)},
+}  # fmt: skip
+SEGMENTATION = {
+    "iterations": 20_000, "batch_size": 10,
+    "optimizer": {
+        "learning_rate": 0.001, "weight_decay": 5e-4, "power": 0.9, "head_multiplier": 10, "warmup": 0,
+        "decay_as_momentum": False, "momentum": 0.9,
+    },
+    "views": {"cached": False, "hsv": 10, "flip": True, "zoom": (0.5, 1.5), "crop": 448},
+}  # fmt: skip
+SIAMESE = {"siamese": True, "siamese_scale": 0.3, "dropout": 0.5, "freeze": True}
 WALK = {"radius": 5, "beta": 8, "log_t": 6, "alpha_walk": 6}
 CRF = {"gaussian_sxy": 3, "gaussian_compat": 3, "bilateral_srgb": 13, "bilateral_compat": 10}
 CAM_CRF = {**CRF, "iterations": 10, "bilateral_sxy": 80}
@@ -39,19 +53,16 @@ COMMON: dict[str, Any] = {
     "imagenet_weights": "data/ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
     "pretrain": None,
     "cam": {
-        **FIRST_TWO, **SIAMESE, "method": "paper", "similarity_weight": 0.5, "similarity_normalization": "pixels",
+        **CLASSIFICATION, **SIAMESE, "method": "paper", "similarity_weight": 0.5, "similarity_normalization": "pixels",
         "similarity_warmup": 0, "mu": 2.5, "sigma": 5,
     },
     "inference": {**INFERENCE, "background": "complement"},
-    "seam": {**FIRST_TWO, **SIAMESE, "method": "seam", "pooling": "average"},
+    "seam": {**CLASSIFICATION, **SIAMESE, "method": "seam", "pooling": "average"},
     "seam_inference": INFERENCE,
-    "affinitynet": {**FIRST_TWO, **WALK, "crf": CAM_CRF, "alpha_amplified": 2, "alpha_weakened": 4},
-    "seam_affinitynet": {**FIRST_TWO, **WALK, "crf": CAM_CRF, "alpha_amplified": 4, "alpha_weakened": 24},
+    "affinitynet": {**AFFINITY, **WALK, "crf": CAM_CRF, "alpha_amplified": 2, "alpha_weakened": 4},
+    "seam_affinitynet": {**AFFINITY, **WALK, "crf": CAM_CRF, "alpha_amplified": 4, "alpha_weakened": 24},
     "deeplab": {
-        "iterations": 20_000, "batch_size": 10,
-        "optimizer": {**OPTIMIZER, "learning_rate": 0.001, "momentum": 0.9, "decay_as_momentum": False},
-        "views": {"cached": False, "crop": 448, "zoom": (0.5, 1.5), "flip": True, "hsv": 10},
-        "scales": (0.5, 0.75, 1, 1.25, 1.5, 1.75), "flip": True,
+        **SEGMENTATION, "scales": (0.5, 0.75, 1, 1.25, 1.5, 1.75), "flip": True,
         "crf": {**CRF, "iterations": 1, "bilateral_sxy": 32}, "mu": 2.5, "sigma": 5,
     },
 }  # fmt: skip

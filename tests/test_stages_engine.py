@@ -34,9 +34,9 @@ from wsss_nb.stages.config import (
 )
 from wsss_nb.stages.engine import parts_of, prepare_network
 from wsss_nb.stages.loaders import AugmentedViews
-from wsss_nb.stages.loop import TrainingError, train
+from wsss_nb.stages.loop import TrainingError, epoch_seed, train
 from wsss_nb.stages.processes import Processes
-from wsss_nb.stages.views import Batch, training_precision
+from wsss_nb.stages.views import Batch, CachedViews, training_precision
 from wsss_nb.workers import WorkerDiedError
 
 RATE = OptimizerConfig(learning_rate=0.01)
@@ -369,6 +369,56 @@ def test_a_checkpoint_says_where_it_is(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- things that go wrong
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_logits_that_are_not_finite_keep_the_checkpoint_before(
+    folder: VOCFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, precision: str
+) -> None:
+    """The paper's own objective, at every lambda: from such maps no pixel can be drawn, and no loss is needed to know."""
+    config = CamConfig(
+        epochs=2, batch_size=4, optimizer=RATE, views=VIEWS, precision=precision, weight=weight, siamese_scale=0.5,
+        mu=2.0, sigma=2.0,
+    )  # fmt: skip
+    epoch = CachedViews.epoch
+
+    def broken(self: CachedViews, seed: int) -> Iterator[Batch]:
+        for step, batch in enumerate(epoch(self, seed)):
+            last = seed == epoch_seed(0, 1) and step == 1
+            yield batch._replace(features=batch.features * float("nan")) if last else batch
+
+    message = (
+        r"CAM: the logits of view 1 are not finite at epoch 2, step 3; the checkpoint of epoch 1 is kept"
+    )
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=message):
+        patch.setattr(CachedViews, "epoch", broken)
+        cam.train_cam(folder, "tiny", config, 0, tmp_path / "broken")
+    assert torch.load(tmp_path / "broken/checkpoint.pt", weights_only=True)["epoch"] == 1
+    cam.train_cam(folder, "tiny", config, 0, tmp_path / "broken")
+    cam.train_cam(folder, "tiny", config, 0, tmp_path / "whole")
+    one, other = weights(tmp_path / "broken"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[key], other[key]) and value.isfinite().all() for key, value in other.items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_rate_that_is_too_high_ends_in_one_line(
+    folder: VOCFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+) -> None:
+    monkeypatch.setenv("WSSS_NB_HEADLESS", "1")
+    words = (
+        f"train cam --profile quick --data {folder.root} --out {tmp_path}/run --pretrain null --cam.epochs 3 "
+    )
+    words += f"--cam.views.sizes [[48,48]] --cam.batch_size 4 --cam.precision {precision} "
+    assert cli.main([*words.split(), "--cam.optimizer.learning_rate", "1e20"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "wsss-nb: error: CAM lambda1_fsl seed 0: the logits of view 1 are not finite at epoch 1, step 1; "
+    )
 
 
 def failing(calls: int, error: Exception) -> Callable[[], float]:

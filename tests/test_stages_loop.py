@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> 
                 yield batch * float("nan") if seed == epoch_seed(5, 1) and step == 1 else batch
 
     with pytest.raises(
-        TrainingError, match=r"not finite at epoch 2, step 4 \(fit nan.*checkpoint of epoch 1 is kept"
+        TrainingError, match=r"not finite \(fit nan.* at epoch 2, step 4; the checkpoint of epoch 1 is kept"
     ):
         run(tmp_path / "broken", Broken())
     assert torch.load(tmp_path / "broken/checkpoint.pt", weights_only=True)["epoch"] == 1

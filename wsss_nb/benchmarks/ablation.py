@@ -1,6 +1,6 @@
 """What a GPU adds to the recipe for photographs: ``python -m wsss_nb.benchmarks.ablation --data FOLDER --out DIR``.
 
-Each row is the profile ``photos`` (lambda 1 with the feature-similarity loss) with one thing changed, trained with every
+Each row is the profile ``photos`` (lambda 1 with the feature-similarity loss) with something changed, trained with every
 seed in a run folder of its own below ``--out`` and scored on the val split. What is finished is not repeated. Prints a
 table with mean and deviation over the seeds and writes it with all settings to ``ablation.json``. Runs on a CPU as
 well, for hours.
@@ -26,20 +26,35 @@ from wsss_nb.files import write_json
 __all__ = ["ROWS", "ablate", "main", "table"]
 
 STRIDE_8 = {"backbone": "efficientnet_lite0_stride8", "cam.sigma": 5.0}  # sigma counts pixels of the map
-CROPS = {"cam.views.cached": False, "cam.views.crop": 448, "cam.views.long_side": [448, 768]}
-ROWS: dict[str, dict[str, Any]] = {
-    "recipe": {},
-    "stride8": STRIDE_8,
-    "crops448": CROPS,
+AUGMENTED = {
+    "cam.views.cached": False, "cam.views.long_side": [448, 768], "cam.views.jitter": [0.3, 0.3, 0.3, 0.1],
+    "cam.views.crop": 448,
+}  # fmt: skip
+ONE_EACH: dict[str, dict[str, Any]] = {
+    "trained": {"cam.freeze": False},
     "siamese": {"cam.siamese": True},
     "learned": {"cam.learn_similarity": True},
     "draws100": {"cam.num_samples": 100},
-    "everything": {
-        **STRIDE_8, **CROPS, "cam.siamese": True, "cam.learn_similarity": True, "cam.num_samples": 100
+}
+ROWS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    **ONE_EACH,
+    "stride8_sigma5": STRIDE_8,
+    "augmented448": AUGMENTED,
+    "all": {
+        **STRIDE_8,
+        **AUGMENTED,
+        **{field: value for row in ONE_EACH.values() for field, value in row.items()},
     },
-}  # fmt: skip
-"""Name -> fields that differ from the profile ``photos``: stride 16, resized images computed once, no siamese branch,
-fixed mu and sigma, one draw."""
+}
+"""Name -> fields that differ from the profile ``photos``, which has stride 16, views of 224 x 320 pixels resized once and
+mirrored, early layers fixed, no siamese branch, fixed mu and sigma, one draw.
+
+``trained`` (all convolutions), ``siamese``, ``learned`` and ``draws100`` change that one thing. ``stride8_sigma5`` halves
+the stride and so doubles sigma in pixels of the map, the same distance in the image. ``augmented448`` is the paper's
+augmentation: long side, colours and a crop of 448 pixels drawn anew in every epoch, several changes at once. ``all`` is all
+of these together.
+"""
 
 
 def ablate(

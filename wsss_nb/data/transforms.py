@@ -187,7 +187,7 @@ class CamAugmentation:
     Long side ~ U{scale[0]..scale[1]} pixels (bicubic), horizontal flip with probability 1/2, colour jitter in
     random order with factors U[1 - b, 1 + b], U[1 - c, 1 + c], U[1 - s, 1 + s] and hue U[-h, h], shift by
     U{-shift..shift} pixels, and a crop at a random place; a smaller image lies at a random place in padding.
-    The release pads with zeros after normalising, which is ``fill`` = ImageNet's mean here.
+    The release pads with zeros after normalising, which is ``fill`` = ImageNet's mean here; in stage 2 before it, black.
 
     Args:
         crop: side or (h, w) of the output in pixels; None keeps the size.

@@ -177,7 +177,7 @@ def _paper() -> Profile:
     """
     views = ViewsConfig(loader_workers=8)
     cam = CamConfig(optimizer=_QUIRK, views=views, learn_similarity=True)
-    affinity = AffinityNetConfig(optimizer=_QUIRK, views=views)
+    affinity = AffinityNetConfig(optimizer=_QUIRK, views=views.model_copy(update={"long_side": None}))
     return Profile(
         name="paper",
         data=DataConfig(kind="voc", train_split="train_aug"),

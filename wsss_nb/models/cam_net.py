@@ -105,6 +105,7 @@ def create_cam_net(
     *,
     output_stride: int | None = None,
     pretrained: bool = True,
+    freeze: bool = True,
     dropout: float = 0.5,
     batch_norm: BatchNormMode = "frozen",
 ) -> CamNet:
@@ -115,6 +116,7 @@ def create_cam_net(
         num_classes: K, background included.
         output_stride: pixels per map pixel; None = the backbone's default (4, 16, 8).
         pretrained: take the ImageNet weights where pip has them, see :func:`create_backbone`.
+        freeze: keep the backbone's early layers as they are, as in the paper; False trains all convolutions.
         dropout: spatial dropout on conv6.
         batch_norm: "frozen" as in the paper; "train" to train a net from scratch.
 
@@ -126,7 +128,7 @@ def create_cam_net(
         >>> net(torch.rand(1, 3, 96, 96)).logits.shape
         torch.Size([1, 6, 24, 24])
     """
-    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained, freeze=freeze)
     net = CamNet(features, num_classes, dropout=dropout, batch_norm=batch_norm)
     return channels_last(net)
 
@@ -137,10 +139,11 @@ def create_seam_net(
     *,
     output_stride: int | None = None,
     pretrained: bool = True,
+    freeze: bool = True,
     dropout: float = 0.5,
     batch_norm: BatchNormMode = "frozen",
 ) -> SeamNet:
     """Build the SEAM baseline; arguments as for :func:`create_cam_net`."""
-    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
+    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained, freeze=freeze)
     net = SeamNet(features, num_classes, dropout=dropout, batch_norm=batch_norm)
     return channels_last(net)

@@ -43,25 +43,29 @@ class _Block(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1x1 to a quarter, 3x3 with dilation 4 to a half, spatial dropout, 1x1; projected shortcut."""
+    """1x1 to a quarter, 3x3 with dilation 4 to a half, 1x1; projected shortcut.
+
+    Spatial dropout stands before the 3x3 and before the last 1x1, with the same probability, as in both releases.
+    """
 
     def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.bn_branch2a = nn.BatchNorm2d(inputs)
         self.conv_branch2a = nn.Conv2d(inputs, outputs // 4, 1, bias=False)
         self.bn_branch2b1 = nn.BatchNorm2d(outputs // 4)
+        self.dropout_2b1 = Dropout2d(dropout)
         self.conv_branch2b1 = nn.Conv2d(outputs // 4, outputs // 2, 3, 1, 4, 4, bias=False)
         self.bn_branch2b2 = nn.BatchNorm2d(outputs // 2)
-        self.dropout = Dropout2d(dropout)
+        self.dropout_2b2 = Dropout2d(dropout)
         self.conv_branch2b2 = nn.Conv2d(outputs // 2, outputs, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def tapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The block's output and the first BN-ReLU."""
         r = F.relu(self.bn_branch2a(x))
-        y = F.relu(conv_norm(r, self.conv_branch2a, self.bn_branch2b1))
-        y = F.relu(conv_norm(y, self.conv_branch2b1, self.bn_branch2b2))
-        return self.conv_branch2b2(self.dropout(y)) + self.conv_branch1(r), r
+        y = self.dropout_2b1(F.relu(conv_norm(r, self.conv_branch2a, self.bn_branch2b1)))
+        y = self.dropout_2b2(F.relu(conv_norm(y, self.conv_branch2b1, self.bn_branch2b2)))
+        return self.conv_branch2b2(y) + self.conv_branch1(r), r
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tapped(x)[0]

@@ -122,8 +122,9 @@ def crf_maps(
 def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:
     """Labels AffinityNet learns from, (h, w) int64 with 255 = unsure, out of the two CRF maps averaged to ``size``.
 
-    Foreground where the map with amplified background still says foreground, background where the one with
-    weakened background still says background; 255 also where there is no score, outside a crop.
+    Background where the map with weakened background still says background, foreground where the one with amplified
+    background still says foreground (where both do, background, as released); 255 also where there is no score, outside
+    a crop.
     """
     maps, labels_of = _crf_scores(path)
     return labels_of(F.adaptive_avg_pool2d(maps, size))
@@ -138,7 +139,7 @@ def _crf_scores(path: Path) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     def labels_of(averages: Tensor) -> Tensor:
         amplified, weakened = (classes[part.argmax(0)] for part in averages.chunk(2))
         unsure = torch.full_like(amplified, 255)
-        labels = torch.where(amplified > 0, amplified, torch.where(weakened == 0, 0, unsure))
+        labels = torch.where(weakened == 0, 0, torch.where(amplified > 0, amplified, unsure))
         return torch.where(averages.sum(0) > _NO_SCORE, labels, unsure)
 
     return torch.cat(maps), labels_of

@@ -39,7 +39,7 @@ def build_cam_net(
     """A CAM net (or SEAM net) whose new layers are drawn from ``seed``; ``weights`` are an earlier classifier's."""
     torch.manual_seed(seed)
     create = create_seam_net if config.method == "seam" else create_cam_net
-    net = create(backbone, num_classes, dropout=config.dropout)
+    net = create(backbone, num_classes, freeze=config.freeze, dropout=config.dropout)
     if weights is not None:
         start_from(net, weights)
     return net.to(pick_device())

@@ -61,15 +61,16 @@ class ViewsConfig(Config):
 
     With ``cached`` every image is resized to each of ``sizes`` (rows, columns), also mirrored with ``flip``, and the
     network's frozen part is computed once for all of training. Otherwise each epoch sees fresh augmentations. CAM network
-    and AffinityNet: long side drawn from ``long_side``, flip, colour ``jitter``, random crop of ``crop`` pixels.
-    DeepLab: size times a factor drawn from ``zoom``, ``hsv`` shift, random crop, flip.
+    and AffinityNet: long side drawn from ``long_side`` (None keeps the size: AffinityNet in the releases), flip, colour
+    ``jitter``, random crop of ``crop`` pixels. DeepLab: size times a factor drawn from ``zoom``, ``hsv`` shift, random
+    crop, flip.
     """
 
     cached: bool = False
     sizes: tuple[Size, ...] = ((448, 448),)
     flip: bool = True
     crop: Count = 448
-    long_side: tuple[Count, Count] = (448, 768)
+    long_side: tuple[Count, Count] | None = (448, 768)
     jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] | None = (0.3, 0.3, 0.3, 0.1)
     zoom: tuple[Positive, Positive] = (0.5, 1.5)
     hsv: Annotated[int, Field(ge=0, le=127)] = 10
@@ -109,6 +110,9 @@ class CamConfig(TrainingConfig):
 
     method: Literal["paper", "seam"] = "paper"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    freeze: bool = Field(
+        True, description="keep the backbone's early layers as they are; BatchNorm is fixed anyway"
+    )
     pooling: Literal["max", "average"] = "max"
     weight: Fraction = Field(1.0, description="lambda of Eq. 5: weight of the sampling term")
     num_samples: Count | None = Field(1, description="draws per class; None = exact expectation")
@@ -170,6 +174,7 @@ class CRFStageConfig(Config):
 class AffinityNetConfig(TrainingConfig):
     """Stage 2: CRF maps of the CAMs, AffinityNet on their confident pairs, random walk."""
 
+    views: ViewsConfig = ViewsConfig(long_side=None)
     crf: CRFStageConfig = CRFStageConfig()
     alpha_amplified: Positive = 2.0
     alpha_weakened: Positive = 4.0

@@ -15,10 +15,14 @@ from wsss_nb.placement import placed
 from wsss_nb.stages.config import TrainingConfig
 from wsss_nb.stages.processes import Processes, processes
 
-__all__ = ["Counts", "Objective", "Part", "Step", "parts_of", "prepare_network"]
+__all__ = ["Counts", "NotFiniteError", "Objective", "Part", "Step", "parts_of", "prepare_network"]
 
 Objective = Callable[[Any, torch.Generator], dict[str, Tensor]]
 Counts = Callable[[Any], Tensor]
+
+
+class NotFiniteError(ArithmeticError):
+    """What a network gave, or a loss, is not finite; the loop adds where and ends the training."""
 
 
 def prepare_network(net: Any, config: TrainingConfig) -> None:

@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wsss_nb.data import VOCFolder, to_tensor
-from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator
+from wsss_nb.data.transforms import (
+    IMAGENET_MEAN,
+    CamAugmentation,
+    SegmentationAugmentation,
+    seeded_generator,
+)
 from wsss_nb.stages.config import ViewsConfig
 from wsss_nb.stages.processes import processes
 from wsss_nb.stages.views import (
@@ -28,6 +33,7 @@ from wsss_nb.workers import WorkerDiedError
 __all__ = ["AugmentedViews", "training_views"]
 
 Augmentation = Literal["classification", "segmentation"]
+BLACK = (0.0, 0.0, 0.0)
 
 
 class _Augmented(Dataset[tuple[Tensor, Tensor]]):
@@ -43,7 +49,11 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.folder, self.kind, self.wanted, self.grid = folder, kind, wanted, grid
         self.segmentation = SegmentationAugmentation(config.crop, config.zoom, config.flip, config.hsv)
-        self.classification = CamAugmentation(config.crop, config.long_side, config.flip, config.jitter)
+        # the releases crop the images of stage 2 before they normalise them, those of stage 1 afterwards
+        fill = IMAGENET_MEAN if wanted.scores is None else BLACK
+        self.classification = CamAugmentation(
+            config.crop, config.long_side, config.flip, config.jitter, fill=fill
+        )
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
         seed, index = sample
@@ -65,7 +75,8 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 class AugmentedViews:
     """Fresh augmentations of every image in every epoch.
 
-    "classification" (CAM net, AffinityNet): long side drawn from ``config.long_side``, flip, colour jitter, random crop.
+    "classification" (CAM net, AffinityNet): long side drawn from ``config.long_side`` where it is given, flip, colour
+    jitter, random crop.
     "segmentation" (DeepLab): size times a draw from ``config.zoom``, HSV shift, random crop, flip. Draws are seeded per
     image and epoch, so that neither the number of loader workers nor a resumed run changes them. View 2 of the siamese
     pair is view 1 resized (bilinear, align_corners). Arguments as for :class:`CachedViews`.

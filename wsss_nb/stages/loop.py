@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from wsss_nb.stages.checkpoints import load_training, save_training
 from wsss_nb.stages.config import OptimizerConfig
-from wsss_nb.stages.engine import Counts, Objective, Step, parts_of
+from wsss_nb.stages.engine import Counts, NotFiniteError, Objective, Step, parts_of
 
 __all__ = ["History", "Loader", "TrainingError", "build_optimizer", "epoch_seed", "progress", "train"]
 
@@ -26,7 +26,7 @@ History = list[dict[str, float]]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (loss not finite, GPU memory spent); the last good checkpoint is kept."""
+    """Training cannot go on (logits or loss not finite, GPU memory spent); the last good checkpoint is kept."""
 
 
 class Loader(Protocol):
@@ -111,7 +111,7 @@ def train(
     Args:
         modules: everything trained, under stable names.
         loader: batches of an epoch from a seed.
-        objective: batch, generator -> named losses (scalars), already weighted.
+        objective: batch, generator -> named losses (scalars), already weighted; may raise :class:`NotFiniteError`.
         groups: parameters by ``pretrained_weights``, ``pretrained_biases``, ``new_weights``, ``new_biases``.
         epochs: passes over the loader.
         iterations: steps in all, in place of ``epochs``; the last epoch ends early.
@@ -128,7 +128,7 @@ def train(
         One row an epoch: mean of each loss, ``epoch``, ``step``, ``seconds`` and what ``record`` gives.
 
     Raises:
-        TrainingError: a loss is not finite, or the GPU's memory does not suffice.
+        TrainingError: a loss, or what it is computed of, is not finite, or the GPU's memory does not suffice.
         DiskFullError: no room for a checkpoint; the one before is kept.
         InputError: the checkpoint found does not fit.
     """
@@ -177,15 +177,16 @@ def train(
                         loss = torch.stack(list(losses.values())).sum()
                         if not math.isfinite(loss.item()):
                             values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                            raise TrainingError(
-                                f"{description}: the loss is not finite at epoch {epoch + 1}, step {step} ({values}); "
-                                f"{_kept(epoch)}, try a smaller learning_rate"
-                            )
+                            raise NotFiniteError(f"the loss is not finite ({values})")
                         work.backward(loss, part)
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + value.item() * part.share
                 scaler.step(optimizer)
                 scaler.update()
+        except NotFiniteError as error:
+            raise TrainingError(
+                f"{description}: {error} at epoch {epoch + 1}, step {step}; {_kept(epoch)}, try a smaller learning_rate"
+            ) from error
         except torch.cuda.OutOfMemoryError as error:
             raise TrainingError(
                 f"{description}: the GPU's memory does not suffice at epoch {epoch + 1}, step {step}; {_kept(epoch)}, "

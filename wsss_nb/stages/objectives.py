@@ -12,6 +12,7 @@ from wsss_nb.cam import class_activation_map
 from wsss_nb.sampling import classification_loss, image_level_loss
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig
+from wsss_nb.stages.engine import NotFiniteError
 from wsss_nb.stages.views import Batch
 
 __all__ = ["equivariance_loss", "paper_objective", "seam_objective"]
@@ -53,6 +54,10 @@ def paper_objective(
 
     Returns:
         Named losses, already weighted; their sum is minimised.
+
+    Raises:
+        NotFiniteError: the logits are not finite; no pixel can be drawn from such a map.
+        ValueError: view 2 is missing where ``config.siamese`` asks for it.
     """
     views = [(batch.images, batch.features)]
     if config.siamese:
@@ -66,6 +71,8 @@ def paper_objective(
     for number, (images, features) in enumerate(views, start=1):
         output = net.from_frozen(features, images, revise=config.siamese)
         logits = output.logits.float()
+        if not logits.isfinite().all():
+            raise NotFiniteError(f"the logits of view {number} are not finite")
         cams.append(class_activation_map(logits))
         losses[f"classification{number}" if config.siamese else "classification"] = classification_loss(
             cams[-1],

@@ -73,6 +73,8 @@ def training_precision(device: torch.device, precision: str) -> Any:
 class CachedViews:
     """Every image at each size, plain and mirrored, with the frozen part of the network computed once.
 
+    Of a network without a frozen part these are the normalised images, and no file keeps them.
+
     The images of a batch are the RGB averages over the cells of the map (area interpolation), which is what the
     feature-similarity loss and the PCM look at. A batch shows one size; each image is mirrored or not by a coin.
 
