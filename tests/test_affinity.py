@@ -103,7 +103,7 @@ def test_fitting_radius_shrinks_on_small_maps_as_in_the_release(radius, size, ex
 def test_maps_and_radii_that_hold_no_pair_are_refused():
     with pytest.raises(ValueError, match="height, width: expected a map of at least 5 x 5, got 4 x 30"):
         pair_indices(5, 4, 30)
-    for radius in (1, 2.0, -3):
+    for radius in (1, 2.0, -3, True, np.float64(3), np.int64(1)):
         with pytest.raises(ValueError, match="radius: expected an integer of at least 2, got"):
             pair_offsets(radius)
 
@@ -398,11 +398,30 @@ def test_types_dtypes_and_inputs():
         ((2, 12, 12), (34, 32), {"beta": 0}, r"beta: expected a number above 0, got 0"),
         ((2, 12, 12), (34, 32), {"log_t": -1}, r"log_t: expected an integer in \[0, 16\], got -1"),
         ((2, 12, 12), (34, 32), {"log_t": 1.5}, r"log_t: expected an integer in \[0, 16\], got 1\.5"),
+        ((2, 12, 12), (34, 32), {"log_t": True}, r"log_t: expected an integer in \[0, 16\], got True"),
+        (
+            (2, 12, 12),
+            (34, 32),
+            {"log_t": np.int64(17)},
+            r"log_t: expected an integer in \[0, 16\], got .*17",
+        ),
     ],
 )
 def test_random_walk_says_what_is_wrong(scores, pairs, options, message):
     with pytest.raises(ValueError, match=message):
         random_walk(torch.zeros(scores), torch.zeros(pairs), **options)
+
+
+def test_numpys_integers_are_integers():
+    """Also the narrow ones, which could not hold 2^log_t or 2 radius."""
+    features = torch.rand(1, 3, 300, 12, generator=torch.Generator().manual_seed(0))
+    pairs = pair_affinity(features, radius=np.uint8(5))
+    assert torch.equal(pairs, pair_affinity(features, radius=5))
+    assert fitting_radius(np.int8(100), 300, 300) == 100 and pair_offsets(np.int64(2)) == pair_offsets(2)
+    scores = features[0]
+    assert torch.equal(
+        random_walk(scores, pairs[0], log_t=np.int8(7)), random_walk(scores, pairs[0], log_t=7)
+    )
 
 
 def test_affinities_outside_zero_to_one_are_refused():

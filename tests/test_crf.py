@@ -189,7 +189,7 @@ def test_weights_out_of_range_are_refused(name, value):
         CRFConfig(**{name: value})
 
 
-@pytest.mark.parametrize("value", [-1, 2.5, 1001, 10**10, float("nan"), True])
+@pytest.mark.parametrize("value", [-1, 2.5, 1001, 10**10, float("nan"), True, np.bool_(True), np.float32(3)])
 def test_iterations_out_of_range_are_refused(value):
     with pytest.raises(ValueError, match=r"iterations: expected an integer in \[0, 1000\], got"):
         CRFConfig(iterations=value)
@@ -197,6 +197,10 @@ def test_iterations_out_of_range_are_refused(value):
 
 def test_numpy_numbers_are_numbers():
     assert CRFConfig(bilateral_sxy=np.float32(32)).bilateral_sxy == 32
+    image, probabilities = scene()
+    for backend in ("pydensecrf", "torch"):
+        found, expected = (dense_crf(image, probabilities, n, backend=backend) for n in (np.int8(3), 3))
+        np.testing.assert_array_equal(found, expected)
 
 
 IMAGE, SCORES = scene()

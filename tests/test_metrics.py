@@ -232,8 +232,9 @@ ZEROS = np.zeros((4, 4), int)
         ((ZEROS + 0.0, ZEROS, 3), r"prediction: expected integer class ids, got float64"),
         ((ZEROS, ZEROS, 1), r"num_classes: expected 2\.\.255 .*, got 1"),
         ((ZEROS, ZEROS, 256), r"num_classes: expected 2\.\.255 .*, got 256"),
-        ((ZEROS, ZEROS, 3, 0.0), r"tolerance: expected a number above 0, got 0\.0"),
-        ((ZEROS, ZEROS, 3, float("nan")), r"tolerance: expected a number above 0, got nan"),
+        ((ZEROS, ZEROS, 3, 0.0), r"tolerance: expected a finite number above 0, got 0\.0"),
+        ((ZEROS, ZEROS, 3, float("nan")), r"tolerance: expected a finite number above 0, got nan"),
+        ((ZEROS, ZEROS, 3, float("inf")), r"tolerance: expected a finite number above 0, got inf"),
         ((ZEROS, ZEROS, 3, 0.008, "ring"), r"void: expected one of \('background', 'masked'\), got 'ring'"),
     ],
 )
@@ -322,6 +323,21 @@ def test_present_only_leaves_out_classes_that_the_targets_do_not_have():
     torch.testing.assert_close(present.compute()["f"], f)
 
 
+def test_a_class_that_fills_one_map_and_is_absent_from_the_other_has_no_boundary_on_either_side():
+    """As in DAVIS's code: the contour score cannot see it, mIoU does."""
+    full, empty = np.ones((12, 9), np.uint8), np.zeros((12, 9), np.uint8)
+    for prediction, target in ((full, empty), (empty, full)):
+        for void in ("background", "masked"):
+            assert contour_matches(prediction, target, 2, void=void).tolist() == [[0, 0, 0, 0]]
+        metric, iou = ContourFScore(2), MeanIoU(2)
+        metric.update(prediction, target)
+        iou.update(prediction, target)
+        assert metric.compute()["contour_f"] == 1 and iou.compute()["miou"] == 0
+    almost = full.copy()
+    almost[0, 0] = 0  # the smallest boundary ends it: found in one map only
+    assert contour_f(contour_matches(almost, empty, 2)).tolist() == [0]
+
+
 def test_a_class_that_fills_the_image_has_no_contour_but_is_present():
     metric = ContourFScore(3, present_only=True)
     metric.update(np.ones((6, 6), int), np.ones((6, 6), int))
@@ -349,7 +365,7 @@ def test_batches_equal_single_images():
         ({"num_classes": 1}, r"num_classes: expected 2\.\.255"),
         ({"num_classes": 3, "void": "none"}, "void: expected one of"),
         ({"num_classes": 3, "average": "davis"}, "average: expected one of .*, got 'davis'"),
-        ({"num_classes": 3, "tolerance": -1}, "tolerance: expected a number above 0, got -1"),
+        ({"num_classes": 3, "tolerance": -1}, "tolerance: expected a finite number above 0, got -1"),
     ],
 )
 def test_contour_f_score_refuses_bad_options_at_once(options, message):

@@ -54,7 +54,7 @@ COMMON: dict[str, Any] = {
     "pretrain": None,
     "cam": {
         **CLASSIFICATION, **SIAMESE, "method": "paper", "similarity_weight": 0.5, "similarity_normalization": "pixels",
-        "similarity_warmup": 0, "mu": 2.5, "sigma": 5,
+        "similarity_warmup": 0, "mu": 2.5, "sigma": 5, "eps": 1e-3,
     },
     "inference": {**INFERENCE, "background": "complement"},
     "seam": {**CLASSIFICATION, **SIAMESE, "method": "seam", "pooling": "average"},

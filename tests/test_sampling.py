@@ -345,6 +345,25 @@ def test_eq5_mixes_max_pooling_and_sampling(num_samples, background):
         torch.testing.assert_close(loss, (1 - weight) * pooled + weight * sampled, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("num_samples", [4, None])
+def test_eq5_takes_the_guard_of_eq3(num_samples):
+    """Down to Eq. 3 to the letter, which has none."""
+    cam, labels = 0.1 + 0.8 * random_cam(9, (2, 4, 5, 5)), random_labels(9, 2, 4)
+    drawn = importance_sample(cam, 4, seeded(1))
+    p = sampling_probabilities(cam).flatten(2)
+
+    def cross_entropy(values: Tensor) -> Tensor:
+        y = labels[..., None].double()
+        return -(y * values.log() + (1 - y) * (1 - values).log())
+
+    each = cross_entropy(drawn).mean(2) if num_samples else (p * cross_entropy(cam.flatten(2))).sum(2)
+    expected = 0.3 * cross_entropy(global_max_pool(cam)[..., None]).mean() + 0.7 * each.mean()
+    loss = classification_loss(cam, labels, 0.7, num_samples, generator=seeded(1), eps=1e-12)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    with pytest.raises(ValueError, match=r"eps: expected 0 < eps < 0\.5, got 0\.5"):
+        classification_loss(cam, labels, 0.7, num_samples, eps=0.5)
+
+
 def test_eq5_with_the_releases_average_pooling():
     logits, labels = torch.randn(2, 4, 3, 3, generator=seeded(10)).double(), random_labels(10, 2, 4)
     cam = class_activation_map(logits)
@@ -462,10 +481,17 @@ def test_labels_of_another_shape_are_refused(weight):
         classification_loss(torch.ones(8, 21, 2, 2), torch.ones(8, 20), weight)
 
 
-@pytest.mark.parametrize("num_samples", [0, -3, 1.5, True])
+@pytest.mark.parametrize("num_samples", [0, -3, 1.5, True, np.bool_(True), np.float64(3), np.int64(0), "3"])
 def test_a_wrong_number_of_draws_is_refused(num_samples):
     with pytest.raises(ValueError, match=r"num_samples: expected an integer of at least 1, got"):
         draw_pixels(torch.ones(1, 2, 2, 2), num_samples)
+
+
+def test_numpys_integers_are_numbers_of_draws():
+    cam = random_cam(1, (2, 3, 6, 6))
+    assert torch.equal(draw_pixels(cam, np.int64(5), seeded(7)), draw_pixels(cam, 5, seeded(7)))
+    loss = classification_loss(cam, random_labels(1, 2, 3), 1.0, np.uint8(2), generator=seeded(7))
+    assert loss == classification_loss(cam, random_labels(1, 2, 3), 1.0, 2, generator=seeded(7))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.1])
@@ -474,6 +500,72 @@ def test_maps_that_are_no_probabilities_are_refused_not_sampled(bad):
     cam[0, 1, 1, 0] = bad
     with pytest.raises(ValueError, match=r"cam: expected finite values of at least 0, got values from"):
         draw_pixels(cam)
+
+
+@pytest.mark.parametrize("bad", [1.2, 1.01, -0.01, float("inf")])
+def test_predictions_that_are_no_probabilities_are_refused(bad):
+    labels = torch.tensor([[1, 0]])
+    for probabilities in (torch.tensor([[0.2, bad]]), torch.tensor([[[0.2, 0.3], [0.9, bad]]])):
+        message = rf"probabilities: expected values in \[0, 1\], got values from .*{'' if bad < 0 else f'to {bad:g}'}$"
+        with pytest.raises(ValueError, match=message):
+            image_level_loss(probabilities, labels)
+    if 0 < bad < math.inf:
+        cam = torch.full((1, 2, 3, 3), bad)
+        for weight, num_samples in ((0.0, 1), (0.5, 1), (1.0, 4), (1.0, None)):
+            with pytest.raises(ValueError, match=rf"cam: expected values in \[0, 1\], got .* to {bad:g}$"):
+                classification_loss(cam, labels, weight, num_samples)
+
+
+@pytest.mark.parametrize("bad", [255, -1, 1.5, float("nan")])
+def test_labels_that_say_more_than_present_or_absent_are_refused(bad):
+    cam, labels = torch.full((1, 2, 3, 3), 0.5), torch.tensor([[1, bad]])
+    message = (
+        rf"labels: expected values in \[0, 1\], got values from .*{'-1 to' if bad == -1 else f'to {bad:g}'}"
+    )
+    for loss in (
+        lambda: image_level_loss(cam[..., 0, 0], labels),
+        lambda: image_level_loss_with_logits(cam[..., 0, 0], labels),
+        lambda: expected_image_level_loss(cam, labels),
+        lambda: classification_loss(cam, labels, 1.0, 2, background=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss()
+
+
+def test_labels_between_absent_and_present_mix_the_two():
+    p = torch.tensor([[0.9]], dtype=torch.float64)
+    loss = image_level_loss(p, torch.tensor([[0.25]]))
+    assert loss.item() == pytest.approx(0.25 * bce(0.9, 1) + 0.75 * bce(0.9, 0), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("eps", [EPS, 1e-6])
+def test_a_probability_rounded_to_just_above_one_counts_as_one_and_keeps_its_gradient(dtype, eps):
+    above = 1 + torch.finfo(dtype).eps
+    labels = torch.tensor([[1, 0]])
+
+    def results(value: float) -> list[Tensor]:
+        p = torch.full((1, 2), value, dtype=dtype, requires_grad=True)
+        cam = torch.full((1, 2, 2, 2), value, dtype=dtype, requires_grad=True)
+        found = []
+        for leaf, loss in (
+            (p, image_level_loss(p, labels, eps)),
+            (cam, classification_loss(cam, labels, 0.5, 3, generator=seeded(0), eps=eps)),
+            (cam, classification_loss(cam, labels, 0.5, None, eps=eps)),
+        ):
+            found += [loss.detach(), *torch.autograd.grad(loss, leaf)]
+        return found
+
+    assert torch.tensor(above, dtype=dtype) > 1
+    for rounded, one in zip(results(above), results(1.0), strict=True):
+        assert torch.equal(rounded, one) and (rounded != 0).any() and not rounded.isnan().any()
+
+
+def test_nan_reaches_the_loss_where_nothing_is_drawn():
+    """The training loop looks at the loss and says that it is not finite."""
+    assert image_level_loss(torch.tensor([[math.nan, 0.5]]), torch.tensor([[1, 0]])).isnan()
+    cam = torch.full((1, 2, 2, 2), math.nan)
+    assert classification_loss(cam, torch.tensor([[1, 0]]), 0.0).isnan()
 
 
 def test_maps_and_predictions_of_wrong_shape_are_refused():

@@ -147,6 +147,44 @@ def test_eq7_by_hand_and_its_mass():
         spatial_weight(torch.zeros(5, 3), 1.0)
 
 
+@pytest.mark.parametrize("sigma", [2.5, 0.5])
+def test_eq7_of_whole_pixels_is_that_of_the_same_floats(sigma):
+    whole = torch.tensor([[3, 4], [0, 0], [0, 1]])
+    expected = np.exp(-np.array([25, 0, 1]) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+    for offsets in (whole, whole.to(torch.int8)):
+        weight = spatial_weight(offsets, sigma)
+        assert weight.dtype == torch.float32
+        np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
+    several = spatial_weight(whole[:1].double(), torch.tensor([1.0, 5.0]))
+    assert several[1] == spatial_weight(whole[0].double(), 5.0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 1e-4, 1e-20, 1e5, 1e160, math.inf, math.nan])
+def test_a_sigma_that_cannot_be_computed_with_is_refused(sigma):
+    cam, image = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    for value in (sigma, torch.tensor(sigma, dtype=torch.float64)):
+        for function in (
+            lambda value: spatial_weight(torch.zeros(1, 2), value),
+            lambda value: feature_similarity_loss(cam, image, 2.5, value),
+            lambda value: FeatureSimilarityLoss(sigma=value),
+        ):
+            with pytest.raises(ValueError) as error:
+                function(value)
+            assert str(error.value) == f"sigma: expected a number in [0.001, 10000], got {sigma:g}"
+    with pytest.raises(ValueError, match=r"sigma: expected a number in .*, got -1"):
+        spatial_weight(torch.zeros(2, 2), torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_sigmas_range_can_be_computed_with(sigma, dtype):
+    cam, image = example(16, 1, 3, 12, 11, dtype)
+    result, expected = ours(cam, image, 2.5, sigma), oracle(cam, image, 2.5, sigma)
+    assert result.loss == pytest.approx(expected.loss, abs=2e-6 * expected.gross)
+    assert result.sigma == pytest.approx(expected.sigma, rel=1e-4, abs=1e-5 * expected.gross / sigma)
+    np.testing.assert_allclose(result.cam, expected.cam, rtol=0, atol=4e-6 * np.abs(expected.cam).max())
+
+
 # --- Eq. 6 against all pairs
 
 
@@ -301,6 +339,23 @@ def test_half_precision_equals_all_pairs_up_to_the_rounding_of_its_gradient(dtyp
     smallest = torch.finfo(dtype).smallest_normal * rounding  # half a step where numbers are subnormal
     atol = smallest + 2e-6 * np.abs(expected.cam).max()
     np.testing.assert_allclose(result.cam, expected.cam, rtol=rounding, atol=atol)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, 65536.0])
+@pytest.mark.parametrize("normalization", ["pixels", "pairs"])
+def test_half_precision_maps_get_their_gradient_rounded_once_under_any_loss_scale(normalization, scale):
+    """Single elements are far below float16's smallest number; a loss scale is there to lift them above it."""
+    cam, image = example(17, 2, 21, 56, 56, torch.float16)
+    single = cam.float().requires_grad_()
+    mu, sigma = (torch.tensor(value, dtype=torch.float16, requires_grad=True) for value in (2.5, 3.0))
+    (scale * feature_similarity_loss(cam.requires_grad_(), image, mu, sigma, normalization)).backward()
+    (scale * feature_similarity_loss(single, image.float(), 2.5, 3.0, normalization)).backward()
+    assert torch.equal(cam.grad, single.grad.half()) and cam.grad.isfinite().all()
+    if scale == 65536:
+        assert (cam.grad != 0).float().mean() > 0.99
+        exact = ours(cam.detach().float(), image.float(), 2.5, 3.0, normalization)
+        for value, expected in ((mu.grad, exact.mu), (sigma.grad, exact.sigma)):
+            assert value.dtype == torch.float16 and value.item() == pytest.approx(scale * expected, rel=2e-3)
 
 
 def test_autocast_does_not_lower_the_precision():
@@ -521,9 +576,8 @@ def test_wrong_parameters_are_refused():
         feature_similarity_loss(cam, image, math.nan, 5.0)
     with pytest.raises(ValueError, match=r"mu: expected one finite number, got \[1\.0, 2\.0\]"):
         feature_similarity_loss(cam, image, torch.tensor([1.0, 2.0]), 5.0)
-    for sigma in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match=f"sigma: expected one positive number, got {sigma}"):
-            feature_similarity_loss(cam, image, 2.5, sigma)
+    with pytest.raises(ValueError, match=r"sigma: expected one number, got \[1\.0, 2\.0\]"):
+        feature_similarity_loss(cam, image, 2.5, torch.tensor([1.0, 2.0]))
     with pytest.raises(ValueError, match=r"normalization: expected one of pixels, pairs, got 'batch'"):
         feature_similarity_loss(cam, image, 2.5, 5.0, "batch")
 
@@ -655,15 +709,15 @@ def test_wrong_module_settings_are_refused():
         FeatureSimilarityLoss(mu=7.0, learnable=True)
     with pytest.raises(ValueError, match=r"sigma: expected 0\.5 < sigma < 20\.0 to be learned, got 0\.5"):
         FeatureSimilarityLoss(sigma=0.5, learnable=True)
-    with pytest.raises(ValueError, match=r"sigma_range: expected positive bounds, got \(0, 20\)"):
-        FeatureSimilarityLoss(sigma_range=(0, 20))
+    for bounds in ((0, 20), (0.5, 1e5)):
+        with pytest.raises(ValueError) as error:
+            FeatureSimilarityLoss(sigma_range=bounds)
+        assert str(error.value) == f"sigma_range: expected bounds in [0.001, 10000], got {bounds}"
     for name in ("mu_range", "sigma_range"):
         for bound in (math.inf, math.nan):
             with pytest.raises(ValueError, match=rf"{name}: expected finite bounds, got \(0\.5, {bound}\)"):
                 FeatureSimilarityLoss(learnable=True, **{name: (0.5, bound)})
     with pytest.raises(ValueError, match=r"mu: expected one finite number, got inf"):
         FeatureSimilarityLoss(mu=math.inf)
-    with pytest.raises(ValueError, match=r"sigma: expected one positive number, got 0"):
-        FeatureSimilarityLoss(sigma=0)
     with pytest.raises(ValueError, match=r"normalization: expected one of pixels, pairs, got 'sum'"):
         FeatureSimilarityLoss(normalization="sum")

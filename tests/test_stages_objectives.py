@@ -78,13 +78,13 @@ def resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.einsum("ih,bkhw,jw->bkij", matrix(maps.shape[2], size[0]), maps, matrix(maps.shape[3], size[1]))
 
 
-def pooled_loss(cam: np.ndarray, y: np.ndarray) -> float:
-    return float(entropy(cam.max((2, 3)), y).mean())
+def pooled_loss(cam: np.ndarray, y: np.ndarray, e: float = 1e-3) -> float:
+    return float(entropy(cam.max((2, 3)), y, e).mean())
 
 
-def expected_loss(cam: np.ndarray, y: np.ndarray, first: int) -> float:
+def expected_loss(cam: np.ndarray, y: np.ndarray, first: int, e: float = 1e-3) -> float:
     weights = cam / cam.sum((2, 3), keepdims=True)
-    return float((weights * entropy(cam, y[:, :, None, None])).sum((2, 3))[:, first:].mean())
+    return float((weights * entropy(cam, y[:, :, None, None], e)).sum((2, 3))[:, first:].mean())
 
 
 def similarity(cam: np.ndarray, image: np.ndarray, mu: float, sigma: float) -> float:
@@ -161,6 +161,18 @@ def test_paper_objective_is_the_sum_it_says(weight: float, background: bool) -> 
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=2e-4, abs=1e-6), name
     assert net.asked == [True, True]
+
+
+def test_the_guard_of_eq3_is_a_setting() -> None:
+    net, batch = ToyNet(), make_batch()
+    config = CamConfig(weight=0.4, num_samples=None, similarity_weight=0, eps=1e-6)
+    found = paper_objective(net, batch, config, FeatureSimilarityLoss(), torch.Generator())
+    y = batch.labels.numpy()
+    plain, other = arrays(net, batch)
+    for n, (cam, revised) in enumerate(zip(map(softmax, plain), map(softmax, other), strict=True), start=1):
+        expected = 0.6 * pooled_loss(cam, y, 1e-6) + 0.4 * expected_loss(cam, y, 0, 1e-6)
+        assert found[f"classification{n}"].item() == pytest.approx(expected, rel=2e-5)
+        assert found[f"revised{n}"].item() == pytest.approx(pooled_loss(revised, y, 1e-6), rel=2e-5)
 
 
 def test_average_pooling_is_on_logits() -> None:

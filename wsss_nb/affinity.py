@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -74,8 +75,9 @@ def pair_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
 
     Ahn and Kwak (2018), Sec. 3.2, take the pairs within a radius; the paper keeps their 5.
     """
-    if not (isinstance(radius, int) and radius >= 2):
+    if isinstance(radius, bool) or not isinstance(radius, Integral) or radius < 2:
         raise ValueError(f"radius: expected an integer of at least 2, got {radius!r}")
+    radius = int(radius)
     reach = range(-radius + 1, radius)
     below = ((dy, dx) for dy in reach if dy > 0 for dx in reach if dx * dx + dy * dy < radius * radius)
     return (*((0, dx) for dx in reach if dx > 0), *below)
@@ -99,7 +101,7 @@ def fitting_radius(radius: int, height: int, width: int) -> int:
         (5, 3)
     """
     pair_offsets(radius)
-    side = min(height, width)
+    radius, side = int(radius), min(height, width)
     if side < 5:
         raise ValueError(f"height, width: expected a map of at least 5 x 5, got {height} x {width}")
     return (side - 1) // 2 if side < 2 * radius + 1 else radius
@@ -315,7 +317,7 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         raise ValueError(f"scores: expected finite values, got {int((~start.isfinite()).sum())} that are not")
     if not beta > 0:
         raise ValueError(f"beta: expected a number above 0, got {beta!r}")
-    if not (isinstance(log_t, int) and 0 <= log_t <= 16):
+    if isinstance(log_t, bool) or not isinstance(log_t, Integral) or not 0 <= log_t <= 16:
         raise ValueError(f"log_t: expected an integer in [0, 16], got {log_t!r}")
     height, width = start.shape[1:]
     radius = _radius_of(pairs, height, width)
@@ -357,7 +359,7 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
     (last, last_inner), (now, now_inner) = padded(int(alive.sum())), padded(int(alive.sum()))
     now_inner.copy_(start[alive].flatten(1))
     low, high = now_inner.aminmax(dim=1, keepdim=True)
-    coefficients = _power_coefficients(2**log_t, torch.finfo(dtype).eps)
+    coefficients = _power_coefficients(2 ** int(log_t), torch.finfo(dtype).eps)
     total, product = coefficients[0] * now_inner, torch.empty_like(now_inner)
     for degree, coefficient in enumerate(coefficients[1:], start=1):
         multiply(now, product).div_(column_sum)

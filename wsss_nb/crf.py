@@ -14,6 +14,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -82,7 +83,7 @@ class CRFConfig:
             low, high = (0.0, 1e6) if field.name.endswith("compat") else (0.1, 1e5)
             if field.name == "iterations":
                 low, high = 0, 1000
-            number = isinstance(value, int if field.name == "iterations" else (int, float, np.number))
+            number = isinstance(value, Integral if field.name == "iterations" else Real)
             if not number or isinstance(value, bool) or not low <= value <= high:
                 kind = "an integer" if field.name == "iterations" else "a number"
                 raise ValueError(f"{field.name}: expected {kind} in [{low:g}, {high:g}], got {value!r}")

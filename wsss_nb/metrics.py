@@ -66,7 +66,7 @@ def contour_radius(height: int, width: int, tolerance: float = 0.008) -> int:
         tolerance: fraction of the diagonal; 1 or more is taken as a distance in pixels (then rounded up).
 
     Raises:
-        ValueError: ``tolerance`` not above 0.
+        ValueError: ``tolerance`` not above 0, or not finite.
 
     Example:
         >>> contour_radius(375, 500)
@@ -74,8 +74,8 @@ def contour_radius(height: int, width: int, tolerance: float = 0.008) -> int:
 
     Perazzi et al. (CVPR 2016), as in their release and in the paper's.
     """
-    if not tolerance > 0:
-        raise ValueError(f"tolerance: expected a number above 0, got {tolerance!r}")
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance: expected a finite number above 0, got {tolerance!r}")
     return math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(height, width))
 
 
@@ -92,6 +92,9 @@ def contour_matches(
     D_r the dilation by a disk of radius r = :func:`contour_radius`, row c - 1 of the result is
 
         |B_g and D_r(B_p)|,   |B_p and D_r(B_g)|,   |B_g|,   |B_p|.
+
+    A class that fills the whole map has no boundary, like one that does not occur: rows of a class that fills one
+    of the maps and is absent from the other are (0, 0, 0, 0), as in DAVIS's code.
 
     Only classes that occur are looked at and only disks around boundary pixels are painted: the dilation to
     the pixel, at a cost of (boundary length) x (disk area).
@@ -153,7 +156,8 @@ def contour_f(matches: LabelMap) -> Tensor:
     """Contour F-score of match counts m (..., 4) as :func:`contour_matches` gives them, or of their sums.
 
     R = m_0 / m_2, P = m_1 / m_3, F = 2 P R / (P + R); F = 1 where neither map has a boundary, 0 where only
-    one has, or where nothing matches. The result (...) is float64 in [0, 1].
+    one has, or where nothing matches. "No boundary" is said of a class that is absent and of one that fills the
+    map, so F = 1 even where it fills one map and is absent from the other. The result (...) is float64 in [0, 1].
 
     Args:
         matches: m, (..., 4), in pixels.

@@ -6,6 +6,7 @@ at that place does. The probabilities of Eq. 4 are therefore constants in the ba
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -28,6 +29,8 @@ __all__ = [
 
 Pooling = Literal["max", "average"]
 """What the (1 - lambda) term of Eq. 5 pools: the maximum of the map (paper) or the mean logit (release)."""
+
+ROUNDING = 2**-7  # how far a probability in bfloat16 may come out above 1
 
 
 def sampling_probabilities(cam: Tensor) -> Tensor:
@@ -78,12 +81,12 @@ def draw_pixels(cam: Tensor, num_samples: int = 1, generator: torch.Generator | 
 
     The draw of Section 3.2, paper and release alike; both leave open how it is made.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"num_samples: expected an integer of at least 1, got {num_samples!r}")
     cumulative = _mass(cam).cumsum(dim=2)
     total = cumulative[..., -1:].contiguous()
     device = cam.device if generator is None else generator.device
-    shape = (*cam.shape[:2], num_samples)
+    shape = (*cam.shape[:2], int(num_samples))
     uniform = draw_rows(
         lambda whole: torch.rand(whole, dtype=torch.float64, device=device, generator=generator), shape
     ).to(cam.device)
@@ -131,8 +134,9 @@ def image_level_loss(
     1, without a clamp's loss of gradient there.
 
     Args:
-        probabilities: p, (B, K) or (B, K, S) in [0, 1].
-        labels: y, (B, K), 1 where the class is present, 0 elsewhere; any dtype.
+        probabilities: p, (B, K) or (B, K, S) in [0, 1]; up to 2^-7 outside counts as rounding, and as 0 or 1. NaN
+            makes the loss NaN.
+        labels: y, (B, K), 1 where the class is present, 0 elsewhere, or in between; any dtype.
         eps: e, in (0, 0.5).
         background: average over all K classes, or over the foreground classes 1..K-1 only.
 
@@ -140,7 +144,8 @@ def image_level_loss(
         Scalar in nats; float32 for half-precision input.
 
     Raises:
-        ValueError: wrong shapes, ``eps`` outside (0, 0.5), or no class left to average over.
+        ValueError: wrong shapes, probabilities or labels outside [0, 1], ``eps`` outside (0, 0.5), or no class left
+            to average over.
 
     Example:
         >>> image_level_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
@@ -152,10 +157,7 @@ def image_level_loss(
     """
     if probabilities.ndim not in (2, 3):
         raise ValueError(f"probabilities: expected (B, K) or (B, K, S), got {tuple(probabilities.shape)}")
-    probabilities, target = _select(probabilities, labels, background)
-    present, absent = _log_likelihoods(probabilities, eps)
-    target = target.view(*target.shape, *[1] * (probabilities.ndim - 2))
-    return -torch.lerp(absent, present, target.expand_as(present)).mean()
+    return _image_level_loss("probabilities", probabilities, labels, eps, background)
 
 
 def image_level_loss_with_logits(logits: Tensor, labels: Tensor, background: bool = True) -> Tensor:
@@ -165,14 +167,14 @@ def image_level_loss_with_logits(logits: Tensor, labels: Tensor, background: boo
 
     Args:
         logits: s, (B, K), unnormalised.
-        labels: y, (B, K), 1 where the class is present, 0 elsewhere; any dtype.
+        labels: y, (B, K), 1 where the class is present, 0 elsewhere, or in between; any dtype.
         background: average over all K classes, or over the foreground classes 1..K-1 only.
 
     Returns:
         Scalar in nats; float32 for half-precision input.
 
     Raises:
-        ValueError: wrong shapes, or no class left to average over.
+        ValueError: wrong shapes, labels outside [0, 1], or no class left to average over.
 
     Example:
         >>> image_level_loss_with_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([[1, 0]]))
@@ -198,7 +200,7 @@ def expected_image_level_loss(
 
     Args:
         cam: a, (B, K, H, W) in [0, 1].
-        labels: y, (B, K), 1 where the class is present, 0 elsewhere; any dtype.
+        labels: y, (B, K), 1 where the class is present, 0 elsewhere, or in between; any dtype.
         eps: e, in (0, 0.5).
         background: average over all K classes, or over the foreground classes 1..K-1 only.
 
@@ -215,7 +217,7 @@ def expected_image_level_loss(
     In neither the paper (one draw) nor the release (100 draws).
     """
     probability = sampling_probabilities(cam).flatten(2)
-    values, target = _select(cam.flatten(2), labels, background)
+    values, target = _select(cam.flatten(2), labels, background, "cam")
     probability = probability[:, probability.shape[1] - values.shape[1] :]
     present, absent = _log_likelihoods(values, eps)
     likelihood = torch.lerp(absent, present, target.unsqueeze(2).expand_as(present))
@@ -231,6 +233,7 @@ def classification_loss(
     logits: Tensor | None = None,
     background: bool = True,
     generator: torch.Generator | None = None,
+    eps: float = 1e-3,
 ) -> Tensor:
     """Classification loss of the CAM network (Eq. 5).
 
@@ -241,7 +244,7 @@ def classification_loss(
 
     Args:
         cam: a, (B, K, H, W) in [0, 1].
-        labels: y, (B, K), 1 where the class is present, 0 elsewhere; any dtype.
+        labels: y, (B, K), 1 where the class is present, 0 elsewhere, or in between; any dtype.
         weight: lambda in [0, 1]; 0 is pooling alone, 1 is sampling alone.
         num_samples: draws per image and class, their losses averaged; None takes the exact expectation over
             the draw, :func:`expected_image_level_loss`.
@@ -250,20 +253,23 @@ def classification_loss(
         background: count the background in the sampling and in the average-pooling term. The max-pooling term
             always counts it, as in the release.
         generator: source of randomness for the draws, on any device.
+        eps: e of :func:`image_level_loss`, in (0, 0.5); average pooling of logits needs none.
 
     Returns:
         Scalar in nats; float32 for half-precision input.
 
     Raises:
-        ValueError: ``weight`` outside [0, 1], unknown ``pooling``, missing ``logits``, or wrong shapes.
+        ValueError: ``weight``, a probability or a label outside [0, 1], unknown ``pooling``, missing ``logits``,
+            ``eps`` outside (0, 0.5), or wrong shapes. NaN in ``cam`` makes the max-pooling term NaN and is refused
+            by the draw.
 
     Example:
         >>> cam, labels = torch.full((1, 2, 4, 4), 0.5), torch.tensor([[1, 1]])
         >>> classification_loss(cam, labels, weight=1.0)
         tensor(0.6931)
 
-    Paper: max pooling, lambda = 1 (from Fig. 2), one draw, all K classes. Release: average pooling,
-    lambda = 0.8, 100 draws, ``background=False``.
+    Paper: max pooling, lambda = 1 (from Fig. 2), one draw, all K classes, no ``eps``. Release: average pooling,
+    lambda = 0.8, 100 draws, ``background=False``, ``eps=1e-3``.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight: expected 0 <= weight <= 1, got {weight}")
@@ -274,7 +280,7 @@ def classification_loss(
     terms = []
     if weight < 1:
         if pooling == "max":
-            pooled = image_level_loss(global_max_pool(cam), labels)
+            pooled = _image_level_loss("cam", global_max_pool(cam), labels, eps, background=True)
         elif logits is None:
             raise ValueError("logits: expected (B, K, H, W) with pooling='average', got None")
         else:
@@ -282,10 +288,10 @@ def classification_loss(
         terms.append(pooled if weight == 0 else (1 - weight) * pooled)
     if weight > 0:
         if num_samples is None:
-            sampled = expected_image_level_loss(cam, labels, background=background)
+            sampled = expected_image_level_loss(cam, labels, eps, background)
         else:
             drawn = importance_sample(cam, num_samples, generator)
-            sampled = image_level_loss(drawn, labels, background=background)
+            sampled = _image_level_loss("cam", drawn, labels, eps, background)
         terms.append(sampled if weight == 1 else weight * sampled)
     return sum(terms[1:], start=terms[0])
 
@@ -303,15 +309,41 @@ def _mass(cam: Tensor) -> Tensor:
     return torch.where((mass == 0).all(dim=2, keepdim=True), 1.0, mass)
 
 
-def _select(values: Tensor, labels: Tensor, background: bool) -> tuple[Tensor, Tensor]:
-    """Values and labels in at least float32, with or without class 0."""
+def _image_level_loss(
+    name: str, probabilities: Tensor, labels: Tensor, eps: float, background: bool
+) -> Tensor:
+    """Eq. 3 of probabilities (B, K) or (B, K, S) that the caller calls ``name``."""
+    probabilities, target = _select(probabilities, labels, background, name)
+    present, absent = _log_likelihoods(probabilities, eps)
+    target = target.view(*target.shape, *[1] * (probabilities.ndim - 2))
+    return -torch.lerp(absent, present, target.expand_as(present)).mean()
+
+
+def _select(
+    values: Tensor, labels: Tensor, background: bool, probabilities: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Values and labels in at least float32, with or without class 0; values that are probabilities have a name."""
     if labels.shape != values.shape[:2]:
         raise ValueError(f"labels: expected (B, K) = {tuple(values.shape[:2])}, got {tuple(labels.shape)}")
     first = 0 if background else 1
     if values.shape[1] <= first:
         raise ValueError(f"background: expected K of at least 2 without background, got {values.shape[1]}")
     values = values[:, first:].to(torch.promote_types(values.dtype, torch.float32))
-    return values, labels[:, first:].to(values)
+    target = labels[:, first:].to(values)
+    bounds = [*torch.aminmax(target)]
+    if probabilities is not None:
+        bounds += torch.aminmax(values.detach())
+    (low, high), *others = torch.stack(bounds).view(-1, 2).tolist()  # one wait for a GPU
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"labels: expected values in [0, 1], got values from {low:g} to {high:g}")
+    for low, high in others:
+        if low < -ROUNDING or high > 1 + ROUNDING:  # false for NaN, which shall reach the loss
+            raise ValueError(
+                f"{probabilities}: expected values in [0, 1], got values from {low:g} to {high:g}"
+            )
+        if low < 0 or high > 1:  # the loss is that of 0 or 1, its gradient is kept
+            values = values + (values.clamp(0, 1) - values).detach()
+    return values, target
 
 
 def _log_likelihoods(probabilities: Tensor, eps: float) -> tuple[Tensor, Tensor]:

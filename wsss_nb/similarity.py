@@ -31,6 +31,9 @@ MU_RANGE = (-4.0, 6.0)
 SIGMA_RANGE = (0.5, 20.0)
 """Where a learned sigma stays, in pixels."""
 
+# Far below, no pixel has a neighbour; far above, all of a map weigh the same; further out 1 / sigma^3 overflows.
+SIGMA_LIMITS = (1e-3, 1e4)
+
 
 def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
     """Dissimilarity of two pixels' features (Section 3.3).
@@ -93,14 +96,15 @@ def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
     ``w = (2 pi sigma^2)^-1 exp(-|p_i - p_j|^2 / (2 sigma^2))``
 
     Args:
-        offsets: p_i - p_j, (..., 2), in pixels of the map (not of the image).
-        sigma: standard deviation in pixels of the map, positive.
+        offsets: p_i - p_j, (..., 2), in pixels of the map (not of the image); integers count as torch's default
+            float dtype.
+        sigma: standard deviation in pixels of the map, 0.001 to 10000; a number, or a tensor that broadcasts.
 
     Returns:
         w, (...), sums to about one over the plane.
 
     Raises:
-        ValueError: the last dimension is not 2, or sigma is not positive.
+        ValueError: the last dimension is not 2, or sigma is outside [0.001, 10000].
 
     Example:
         >>> spatial_weight(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), sigma=5.0)
@@ -110,8 +114,9 @@ def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
     """
     if offsets.shape[-1:] != (2,):
         raise ValueError(f"offsets: expected (..., 2), got {tuple(offsets.shape)}")
-    if not isinstance(sigma, Tensor) and not 0 < sigma < math.inf:
-        raise ValueError(f"sigma: expected one positive number, got {sigma}")
+    _check_sigma(sigma)
+    if not offsets.is_floating_point():
+        offsets = offsets.to(torch.get_default_dtype())
     sigma = torch.as_tensor(sigma, dtype=offsets.dtype, device=offsets.device)
     return torch.exp(-offsets.square().sum(dim=-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
 
@@ -140,7 +145,7 @@ def feature_similarity_loss(
         image: x, (B, C, h, w) with values in [0, 1], usually RGB; where it is larger than the map it is
             resized to it (bilinear, align_corners).
         mu: bias of Eq. 8; a number, or a one-element tensor.
-        sigma: standard deviation of Eq. 7 in pixels of the map, positive; a number, or a one-element tensor.
+        sigma: standard deviation of Eq. 7 in pixels of the map, 0.001 to 10000; a number, or a one-element tensor.
         normalization: ``pixels`` keeps the loss comparable between map sizes; ``pairs`` is Eq. 6 itself.
 
     Returns:
@@ -149,7 +154,7 @@ def feature_similarity_loss(
 
     Raises:
         ValueError: wrong shapes or dtypes, an image smaller than the map or with values outside [0, 1],
-            ``mu`` not finite, ``sigma`` not positive and finite, unknown ``normalization``.
+            ``mu`` not finite, ``sigma`` outside [0.001, 10000], unknown ``normalization``.
 
     Example:
         >>> cam, image = torch.eye(2).view(1, 2, 1, 2), torch.zeros(1, 3, 1, 2)
@@ -170,8 +175,9 @@ def feature_similarity_loss(
     )
     if mu.numel() != 1 or not math.isfinite(mu.item()):
         raise ValueError(f"mu: expected one finite number, got {mu.tolist()}")
-    if sigma.numel() != 1 or not 0 < sigma.item() < math.inf:
-        raise ValueError(f"sigma: expected one positive number, got {sigma.tolist()}")
+    if sigma.numel() != 1:
+        raise ValueError(f"sigma: expected one number, got {sigma.tolist()}")
+    _check_sigma(sigma)
     pairs = H * W if normalization == "pixels" else (H * W) ** 2
     return _FeatureSimilarity.apply(cam, image, mu, sigma, -1.0 / (B * pairs))
 
@@ -194,10 +200,10 @@ class FeatureSimilarityLoss(nn.Module):
         learnable: learn mu and sigma (parameters ``raw_mu`` and ``raw_sigma``), or keep them.
         normalization: as in :func:`feature_similarity_loss`.
         mu_range: finite bounds of a learned mu; the default allows cross-overs from delta = 0.98 down to 0.0025.
-        sigma_range: finite bounds of a learned sigma, positive.
+        sigma_range: bounds of a learned sigma, in pixels, from 0.001 to 10000.
 
     Raises:
-        ValueError: ``mu`` or a bound not finite, ``sigma`` or a bound of it not positive, unknown
+        ValueError: ``mu`` or a bound not finite, ``sigma`` or a bound of it outside [0.001, 10000], unknown
             ``normalization``, or an initial value to be learned from that is not strictly inside its range.
 
     Example:
@@ -224,13 +230,12 @@ class FeatureSimilarityLoss(nn.Module):
         super().__init__()
         if not math.isfinite(mu):
             raise ValueError(f"mu: expected one finite number, got {mu}")
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"sigma: expected one positive number, got {sigma}")
-        if sigma_range[0] <= 0:
-            raise ValueError(f"sigma_range: expected positive bounds, got {sigma_range}")
+        _check_sigma(sigma)
         for name, bounds in (("mu_range", mu_range), ("sigma_range", sigma_range)):
             if not all(math.isfinite(bound) for bound in bounds):
                 raise ValueError(f"{name}: expected finite bounds, got {bounds}")
+        if not all(SIGMA_LIMITS[0] <= bound <= SIGMA_LIMITS[1] for bound in sigma_range):
+            raise ValueError(f"sigma_range: expected bounds in {_interval(SIGMA_LIMITS)}, got {sigma_range}")
         for name, value, (low, high) in (("mu", mu, mu_range), ("sigma", sigma, sigma_range)):
             if learnable and not low < value < high:
                 raise ValueError(f"{name}: expected {low} < {name} < {high} to be learned, got {value}")
@@ -279,10 +284,16 @@ class _FeatureSimilarity(torch.autograd.Function):
             )
         # Numbers nobody asked for stay where they are: bringing them to mu's device would wait for the GPU.
         d_mu, d_sigma = (
-            (scale * derivative).to(value).view_as(value) if with_scalars else torch.zeros_like(value)
+            (scale * derivative)
+            .to(value.device, torch.promote_types(value.dtype, torch.float32))
+            .view_as(value)
+            if with_scalars
+            else torch.zeros_like(value)
             for derivative, value in ((form.d_mu, mu), (form.d_sigma, sigma))
         )
-        ctx.save_for_backward((scale * form.d_cam).to(cam.dtype), d_mu, d_sigma)
+        # Not in half precision: what comes from above may be a loss scale that lifts them out of its underflow.
+        ctx.save_for_backward(scale * form.d_cam, d_mu, d_sigma)
+        ctx.dtypes = cam.dtype, mu.dtype, sigma.dtype
         return (scale * form.value).to(dtype)
 
     @staticmethod
@@ -290,8 +301,8 @@ class _FeatureSimilarity(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cam, _, mu, sigma, _ = ctx.needs_input_grad
         d_cam, d_mu, d_sigma = (
-            grad.to(derivative) * derivative if needed else None
-            for derivative, needed in zip(ctx.saved_tensors, (cam, mu, sigma), strict=True)
+            (grad.to(derivative) * derivative).to(dtype) if needed else None
+            for derivative, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, (cam, mu, sigma), strict=True)
         )
         return d_cam, None, d_mu, d_sigma, None
 
@@ -303,6 +314,17 @@ def _bounded(initial: Tensor, raw: Tensor, bounds: tuple[float, float]) -> Tenso
     if value.requires_grad:
         value.register_hook(lambda grad: grad.nan_to_num(0.0, 0.0, 0.0))
     return value
+
+
+def _check_sigma(sigma: float | Tensor) -> None:
+    values = sigma.detach().flatten().tolist() if isinstance(sigma, Tensor) else [sigma]
+    for value in values:
+        if not SIGMA_LIMITS[0] <= value <= SIGMA_LIMITS[1]:
+            raise ValueError(f"sigma: expected a number in {_interval(SIGMA_LIMITS)}, got {value:g}")
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"[{bounds[0]:g}, {bounds[1]:g}]"
 
 
 def _check_normalization(normalization: str) -> None:

@@ -117,6 +117,9 @@ class CamConfig(TrainingConfig):
     weight: Fraction = Field(1.0, description="lambda of Eq. 5: weight of the sampling term")
     num_samples: Count | None = Field(1, description="draws per class; None = exact expectation")
     sample_background: bool = True
+    eps: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        1e-3, description="how far Eq. 3 keeps probabilities from 0 and 1; the release's, none in the paper"
+    )
     similarity_weight: NonNegative = 0.5
     similarity_normalization: Normalization = Field(
         "pixels", description="pixels: weight x 2 L_fs / HW as released; pairs: weight x Eq. 6 to the letter"

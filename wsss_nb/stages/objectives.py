@@ -83,10 +83,11 @@ def paper_objective(
             logits=logits,
             background=config.sample_background,
             generator=generator,
+            eps=config.eps,
         )
         if config.siamese:
             revised.append(class_activation_map(output.revised.float()))
-            losses[f"revised{number}"] = image_level_loss(revised[-1].amax((2, 3)), batch.labels)
+            losses[f"revised{number}"] = image_level_loss(revised[-1].amax((2, 3)), batch.labels, config.eps)
     if config.siamese:
         losses |= equivariance_loss(cams[0], cams[1], revised[0], revised[1])
     if config.similarity_weight > 0:
