@@ -262,7 +262,7 @@ def dense_crf_torch(
     import torch
 
     from wsss_nb._messages import BilateralKernel, PositionKernel, bilateral_features
-    from wsss_nb._pairwise import fused_kernels
+    from wsss_nb._pairwise import fused_kernels, padded_columns
 
     config = config or CRFConfig()
     if cell is not None and not (cell == 0 or 0.05 <= cell <= 4):
@@ -271,7 +271,7 @@ def dense_crf_torch(
     with torch.inference_mode():
         scores = torch.from_numpy(probabilities).to(device).clamp(LOWEST_PROBABILITY, 1).log()
         kernels: tuple[Callable[[Tensor], Tensor], ...]
-        if not cell and (fused := fused_kernels(scores.device)):
+        if not cell and (fused := fused_kernels(scores.device, padded_columns(len(scores)))):
             features = torch.from_numpy(bilateral_features(image, config)).to(scores.device)
             position = features[..., :2] * (config.bilateral_sxy / config.gaussian_sxy)
             kernels = fused.GaussianSum(position), fused.GaussianSum(features)
