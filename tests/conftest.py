@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -41,3 +42,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the calls that would wait for a GPU, were the tensors there."""
+    called: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(torch.Tensor, name)
+
+        def method(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            called.append(name)
+            return original(tensor, *arguments, **options)
+
+        return method
+
+    for name in (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "nonzero",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+    ):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    return called

@@ -290,16 +290,35 @@ def test_without_merging_torch_equals_all_pairs_in_float64(config):
 @pytest.mark.parametrize("kept", [True, False])
 def test_tiles_change_nothing(monkeypatch, kept):
     """Small tiles, each with its near cells only, computed once or again at every step."""
+    from wsss_nb import _messages
+
     image, probabilities = scene(2, 3)
     config = CRFConfig(iterations=2, bilateral_sxy=4, bilateral_srgb=8)
-    monkeypatch.setattr(crf, "TILE", (0.7, 0.7, 1.3, 1.3, 1.3))
-    monkeypatch.setattr(crf, "KEPT_WEIGHTS", 10**9 if kept else 0)
-    kernel = crf._BilateralKernel(image, config, 0, "cpu")
+    monkeypatch.setattr(_messages, "TILE", (0.7, 0.7, 1.3, 1.3, 1.3))
+    monkeypatch.setattr(_messages, "KEPT_WEIGHTS", 10**9 if kept else 0)
+    kernel = _messages.BilateralKernel(image, config, 0, "cpu")
     assert (kernel.kept is not None) == kept
     assert len(kernel.tiles) > 30
     assert min(len(near) for _, near in kernel.tiles) < 0.5 * len(kernel.mean)
     result = dense_crf_torch(image, probabilities, config, cell=0)
     np.testing.assert_allclose(result, oracle(image, probabilities, config), atol=2e-3)
+
+
+def test_position_sums_keep_float32_whatever_convolutions_do(monkeypatch):
+    """cuDNN's convolutions take TF32 for float32 unless told otherwise, so none may be used."""
+    import torch  # here, because every worker of these tests imports this module
+
+    from wsss_nb import _messages
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *_, **__: pytest.fail("a convolution"))
+    values = torch.rand(2, 23, 17, generator=torch.Generator().manual_seed(0))
+    before = values.clone()
+    for sxy in (0.1, 3, 1e5):
+        y, x = (torch.arange(side, dtype=torch.float64) for side in (23, 17))
+        rows, columns = (torch.exp(-0.5 * ((p[:, None] - p) / sxy) ** 2) for p in (y, x))
+        sums = _messages.PositionKernel(sxy)(values)
+        torch.testing.assert_close(sums.double(), rows @ values.double() @ columns, rtol=1e-5, atol=0)
+        assert torch.equal(values, before)
 
 
 def test_merging_converges_to_the_exact_sum(golden):
@@ -416,6 +435,15 @@ def children() -> set[int]:
     return {process.pid for process in multiprocessing.active_children() if process.name.startswith("Spawn")}
 
 
+@pytest.fixture(autouse=True)
+def no_worker_kept() -> Iterator[None]:
+    """Other tests count processes."""
+    yield
+    if pool := crf._NATIVE._pool:
+        crf._NATIVE._pool = None
+        pool.shutdown()
+
+
 def test_workers_give_the_results_of_this_process_in_order():
     jobs = [scene(seed, classes=2 + seed % 3, height=10 + seed) for seed in range(7)]
     expected = [dense_crf(*job, iterations=2) for job in jobs]
@@ -501,21 +529,109 @@ def test_a_real_crash_of_the_native_code_is_an_error_here():
     assert len(list(dense_crf_many(jobs, FAST, workers=1))) == 2
 
 
-def test_isolated_gives_the_same_and_survives_a_crash(monkeypatch):
+def where(*arguments: object) -> np.ndarray:
+    """Stands in for the computation: the process that does it."""
+    return np.array(os.getpid())
+
+
+def test_isolated_gives_the_same_from_one_process_that_is_kept(monkeypatch):
     image, probabilities = scene()
     here = dense_crf(image, probabilities, 2, isolated=False)
     np.testing.assert_array_equal(dense_crf(image, probabilities, 2, isolated=True), here)
-    monkeypatch.setattr(CRFConfig, "__post_init__", lambda self: None)
-    with pytest.raises(RuntimeError, match="a worker process died"):
-        dense_crf(image, probabilities, gaussian_sxy=float("nan"), backend="pydensecrf", isolated=True)
-    assert not children()
+    with monkeypatch.context() as patch:
+        patch.setattr(crf, "_infer", where)
+        places = {int(dense_crf(image, probabilities, isolated=True)) for _ in range(3)}
+    assert len(places) == 1 and os.getpid() not in places
+    np.testing.assert_array_equal(dense_crf(image, probabilities, 2, isolated=True), here)
+    assert places <= children()
+
+
+def test_a_crashed_process_is_an_error_and_replaced(monkeypatch):
+    image, probabilities = scene()
+    before = worker_of_calls(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(CRFConfig, "__post_init__", lambda self: None)
+        with pytest.raises(
+            WorkerDiedError, match=r"dense CRF: a worker process died \(out of memory, a crash"
+        ):
+            dense_crf(image, probabilities, gaussian_sxy=float("nan"), backend="pydensecrf", isolated=True)
+    assert before not in children()
+    np.testing.assert_array_equal(
+        dense_crf(image, probabilities, 2, isolated=True), dense_crf(image, probabilities, 2, isolated=False)
+    )
+    assert worker_of_calls(monkeypatch) != before
+
+
+def test_an_error_of_the_computation_ends_no_process(monkeypatch):
+    before = worker_of_calls(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(crf, "_infer", divmod)
+        with pytest.raises(TypeError, match="divmod"):
+            dense_crf(*scene(), isolated=True)
+    assert worker_of_calls(monkeypatch) == before
+
+
+def test_an_interrupted_call_does_not_hold_up_the_next(monkeypatch):
+    before = worker_of_calls(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(crf, "_infer", sleeping)
+        alarm = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                dense_crf(*scene(), isolated=True)
+        finally:
+            signal.signal(signal.SIGALRM, alarm)
+    begun = time.monotonic()
+    assert worker_of_calls(monkeypatch) != before
+    assert time.monotonic() - begun < 15  # the job goes on for 20 s
+
+
+def sleeping(*arguments: object) -> None:
+    time.sleep(20)
+
+
+def worker_of_calls(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Which process computes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(crf, "_infer", where)
+        return int(dense_crf(*scene(), isolated=True))
+
+
+FORKED = """
+import os, sys
+import numpy as np
+from wsss_nb import crf
+
+def call():
+    return crf.dense_crf(np.zeros((8, 8, 3), np.uint8), np.full((2, 8, 8), 0.5), 1, isolated=True)[0, 0, 0]
+
+if __name__ == "__main__":
+    call()
+    child = os.fork()
+    value = call()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        (worker,) = crf._NATIVE._pool._processes
+        print(worker, value)
+"""
+
+
+def test_the_process_ends_with_its_owner_and_is_not_a_forks(tmp_path):
+    script = tmp_path / "forked.py"
+    script.write_text(FORKED)
+    answer = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True
+    )
+    worker, value = answer.stdout.split()
+    assert value == "0.5" and gone(int(worker))
 
 
 def test_a_script_computes_in_its_own_process(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(crf, "_stream", refuse)
+    monkeypatch.setattr(crf._NATIVE, "result", refuse)
     dense_crf(*scene(), 1)
     dense_crf(*scene(), 1, backend="torch", isolated=True)  # no native code, nothing to guard against
     with pytest.raises(AssertionError, match="a process was started"):
@@ -530,7 +646,10 @@ image, scores = np.zeros((20, 20, 3), np.uint8), np.full((2, 20, 20), 0.5)
 try:
     dense_crf(image, scores, gaussian_sxy=float("nan"), backend="pydensecrf")
 except RuntimeError as error:
-    print(str(error)[:35])
+    print(str(error)[:32])
+"""
+AFTER = """
+print(image.shape, dense_crf(image, scores, backend="pydensecrf")[0, 0, 0])
 """
 
 
@@ -538,12 +657,12 @@ def test_a_crash_cannot_kill_a_notebooks_kernel():
     import nbclient  # here, because every worker of these tests imports this module
     import nbformat
 
-    cells = [nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell("print(image.shape)")]
+    cells = [nbformat.v4.new_code_cell(source) for source in (CELL, AFTER)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     first, second = ("".join(output.text for output in cell.outputs) for cell in notebook.cells)
-    assert first == "dense CRF: a worker process died at\n"
-    assert second == "(20, 20, 3)\n"  # the same kernel, its variables still there
+    assert first == "dense CRF: a worker process died\n"
+    assert second == "(20, 20, 3) 0.5\n"  # the same kernel, its variables still there, its CRF at work again
 
 
 ENDLESS = """

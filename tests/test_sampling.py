@@ -579,3 +579,11 @@ def test_maps_and_predictions_of_wrong_shape_are_refused():
         image_level_loss_with_logits(torch.ones(1, 2, 1), torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"background: expected K of at least 2 without background, got 1"):
         image_level_loss(torch.ones(3, 1), torch.ones(3, 1), background=False)
+
+
+def test_a_draw_waits_for_a_gpu_once_and_so_does_the_loss_of_what_is_drawn(waits):
+    cam = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    drawn = importance_sample(cam, 4)
+    assert waits == ["tolist"]
+    image_level_loss(drawn, torch.ones(2, 3))
+    assert waits == ["tolist", "tolist"]

@@ -39,6 +39,7 @@ LAYERS = (
         "pseudo_labels",
         "metrics",
         "coverage",
+        "_messages",
         "_pairwise",
         "_triton",
     },

@@ -536,6 +536,16 @@ def test_a_map_of_224_by_224_needs_no_more_than_100_mb():
     assert float(process.stdout) < 100  # all pairs of one such matrix alone would be 10 GB
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_it_waits_for_a_gpu_once(waits, learned):
+    cam, image = example(0, 1, 3, 6, 7, torch.float32)
+    cam.requires_grad_()
+    module = FeatureSimilarityLoss(learnable=learned)
+    module(cam, image).backward()
+    assert waits == ["tolist"]
+    assert not learned or module.raw_mu.grad is not None
+
+
 # --- image sizes and errors
 
 
@@ -574,7 +584,7 @@ def test_wrong_parameters_are_refused():
     cam, image = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
     with pytest.raises(ValueError, match=r"mu: expected one finite number, got nan"):
         feature_similarity_loss(cam, image, math.nan, 5.0)
-    with pytest.raises(ValueError, match=r"mu: expected one finite number, got \[1\.0, 2\.0\]"):
+    with pytest.raises(ValueError, match=r"mu: expected one number, got \[1\.0, 2\.0\]"):
         feature_similarity_loss(cam, image, torch.tensor([1.0, 2.0]), 5.0)
     with pytest.raises(ValueError, match=r"sigma: expected one number, got \[1\.0, 2\.0\]"):
         feature_similarity_loss(cam, image, 2.5, torch.tensor([1.0, 2.0]))

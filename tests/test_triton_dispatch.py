@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,7 @@ from test_crf import scene
 from test_similarity import assert_equal, example, oracle, ours
 
 import wsss_nb
-from wsss_nb._pairwise import fused_kernels
+from wsss_nb._pairwise import Variant, fused_kernels
 from wsss_nb.benchmarks import gpu
 from wsss_nb.crf import CRFConfig, dense_crf_torch
 from wsss_nb.similarity import feature_similarity_loss
@@ -66,7 +67,7 @@ def test_without_triton_the_torch_operators_do_the_work(asked_anew):
 
 
 def test_kernels_that_do_not_run_are_named_in_one_warning(asked_anew):
-    def probe(device: torch.device) -> None:
+    def probe(device: torch.device, launch: object) -> None:
         raise RuntimeError("no C compiler")
 
     broken = SimpleNamespace(probe=probe)
@@ -93,11 +94,88 @@ def test_which_devices_have_the_tensor_cores(asked_anew, kind, hip, capability, 
     asked_anew.setattr(torch.version, "hip", hip)
     asked_anew.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     probed = []
-    working = SimpleNamespace(probe=probed.append)
+    working = SimpleNamespace(probe=lambda *arguments: probed.append(arguments))
     asked_anew.setattr(wsss_nb, "_triton", working, raising=False)
     device = torch.device(kind)
     assert fused_kernels(device) is (working if expected else None)
-    assert probed == ([device] if expected else [])
+    assert probed == ([(device, 16)] if expected else [])
+
+
+def test_a_variant_that_does_not_run_is_replaced_and_the_others_stay(asked_anew):
+    """What a GPU refuses (too much shared memory, say) shows at its first launch, long after another one ran."""
+    launched = []
+
+    def probe(device: torch.device, launch: Variant | int) -> None:
+        if launch == 32 or (isinstance(launch, Variant) and launch.columns == 32):
+            raise RuntimeError("out of resource: shared memory")
+
+    def pair_sums(cam: torch.Tensor, *arguments: object) -> tuple[torch.Tensor, ...]:
+        launched.append(arguments[-1])
+        zero = torch.zeros((), dtype=torch.float64)
+        return zero, torch.zeros_like(cam), zero, zero
+
+    kernels = SimpleNamespace(probe=probe, pair_sums=pair_sums, GaussianSum=None)
+    asked_anew.setattr(wsss_nb, "_triton", kernels, raising=False)
+    asked_anew.setitem(sys.modules, "wsss_nb._triton", kernels)
+    assert fused_kernels(CPU) is kernels
+    cam, image = example(0, 1, 21, 9, 8, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="Triton kernels do not run on cpu, .*: out of resource"):
+        result = ours(cam, image, 2.5, 2.0)
+    assert_equal(result, oracle(cam, image, 2.5, 2.0), rtol=1e-5)
+    assert not launched
+    ours(cam[:, :3], image, 2.5, 2.0)
+    assert launched == [Variant(colours=3, tile_h=8, tile_w=8, columns=16, with_scalars=True)]
+    photograph, scores = scene(classes=21)
+    config = CRFConfig(iterations=1)
+    with pytest.warns(UserWarning, match="out of resource"):
+        result = dense_crf_torch(photograph, scores, config)
+    np.testing.assert_array_equal(result, dense_crf_torch(photograph, scores, config, cell=1))
+
+
+@pytest.mark.parametrize(
+    ("K", "H", "W", "expected"),
+    [(1, 56, 56, (8, 8, 16)), (14, 9, 8, (8, 8, 16)), (15, 8, 8, (8, 8, 32)), (21, 5, 300, (8, 8, 32)),
+     (91, 8, 7, (8, 8, 64)), (2, 1, 300, (1, 64, 16)), (2, 300, 1, (64, 1, 16)), (2, 3, 20, (4, 16, 16))],
+)  # fmt: skip
+def test_what_is_compiled_for_a_map(K, H, W, expected):
+    variant = Variant.of(torch.empty(2, K, H, W), torch.empty(2, 3, H, W), with_scalars=False)
+    assert variant == (3, *expected, False)
+    assert variant.tile_h * variant.tile_w == 64
+    # What is tried on a map of one tile is what is launched on the whole map.
+    tile = torch.empty(1, variant.columns - 2, variant.tile_h, variant.tile_w)
+    assert Variant.of(tile, tile[:, :3].expand(1, 3, -1, -1), with_scalars=False) == variant
+
+
+def probed(launch: Variant | int) -> list[tuple[str, int, bool]]:
+    """In the interpreting process: kernel, columns and scalars of all that a trial launches."""
+    kernels = fused_kernels(CPU)
+    found = []
+
+    def spy(name: str, columns: str) -> Any:
+        kernel = getattr(kernels, name)
+
+        class Launcher:
+            def __getitem__(self, grid: object) -> Any:
+                def launch(*arguments: object, **options: Any) -> None:
+                    found.append((name, options[columns], options.get("SCALARS", False)))
+                    kernel[grid](*arguments, **options)
+
+                return launch
+
+        return mock.patch.object(kernels, name, Launcher())
+
+    with spy("_similarity_kernel", "KC"), spy("_gaussian_kernel", "C"):
+        kernels.probe(CPU, launch)
+    return found
+
+
+@pytest.mark.parametrize("columns", [16, 32, 64])
+def test_a_trial_launches_what_it_stands_for(interpreter, columns):
+    for learned in (False, True):
+        variant = Variant(3, 8, 8, columns, learned)
+        assert interpreter.submit(probed, variant).result() == [("_similarity_kernel", columns, learned)]
+    tried = interpreter.submit(probed, columns).result()
+    assert tried == [("_gaussian_kernel", c, False) for c in (16, 32, 64) if c <= columns]
 
 
 # --- compilation, which needs no GPU

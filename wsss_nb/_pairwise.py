@@ -25,20 +25,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MU_LIMIT", "PairwiseForm", "fused_kernels", "pairwise_form"]
+__all__ = [
+    "LONGEST_REACH",
+    "MU_LIMIT",
+    "TILE",
+    "PairwiseForm",
+    "Variant",
+    "fused_kernels",
+    "padded_columns",
+    "pairwise_form",
+]
 
 # Beyond it f differs from its limits by less than 1e-17 for any delta between two colours of a 16-bit image.
 MU_LIMIT = 40.0
+TILE = 64  # pixels per tile of the fused kernels, also the rows of a tensor-core product
+LONGEST_REACH = 1900  # pixels: coordinates relative to a tile have to be integers that TF32 holds, up to 2048
 _CPU_PAIRS = 2**19
 
 
+class Variant(NamedTuple):
+    """What the kernels of the feature similarity are compiled for."""
+
+    colours: int
+    tile_h: int  # of TILE pixels, rows ...
+    tile_w: int  # ... and columns
+    columns: int  # of a product: channels, 1/2 |a|^2 and 1
+    with_scalars: bool
+
+    @classmethod
+    def of(cls, cam: Tensor, image: Tensor, with_scalars: bool) -> Variant:
+        """Variant for maps (B, K, H, W) and images (B, C, H, W): flat maps have long tiles."""
+        _, K, H, W = cam.shape
+        tile_w = min(_power_of_2(W), TILE // min(_power_of_2(H), 8))
+        return cls(image.shape[1], TILE // tile_w, tile_w, padded_columns(K + 2), with_scalars)
+
+
+def padded_columns(values: int) -> int:
+    """Columns that a product of so many gets: a power of 2 from 16, the least of tensor cores, to 64."""
+    return min(max(_power_of_2(values), 16), 64)
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
 @functools.cache
-def fused_kernels(device: torch.device) -> ModuleType | None:
+def fused_kernels(device: torch.device, launch: Variant | int = 16) -> ModuleType | None:
     """:mod:`wsss_nb._triton` where its kernels run, else None: then the torch operators do the work.
 
     They run on NVIDIA GPUs of compute capability 8.0 or higher if triton can be imported, and on any device,
     slowly, in a process started with ``TRITON_INTERPRET=1``. Where they should run and do not (for want of a C
-    compiler, say), a warning says so. The answer holds for the life of the process.
+    compiler or of shared memory, say), a warning says so. The answer holds for the life of the process.
+
+    Args:
+        device: where.
+        launch: what is to be launched and therefore tried first, once: the feature similarity's variant, or the
+            :func:`padded_columns` of a Gaussian sum, with fewer columns tried as well.
     """
     if os.environ.get("TRITON_INTERPRET") != "1" and not _has_tensor_cores(device):
         return None
@@ -47,7 +89,7 @@ def fused_kernels(device: torch.device) -> ModuleType | None:
     except ImportError:
         return None
     try:
-        _triton.probe(device)
+        _triton.probe(device, launch)
     except Exception as error:
         problem = f"Triton kernels do not run on {device}, slower torch operators are used: {error}"
         warnings.warn(problem, stacklevel=2)
@@ -91,9 +133,10 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
     c = math.exp(2 * min(max(mu, -MU_LIMIT), MU_LIMIT))
     # The form does not change with a constant added to a class; without it less is lost to rounding.
     cam, image = cam - cam.mean(dim=(2, 3), keepdim=True), image / image.shape[1]
-    kernels = fused_kernels(cam.device) if cam.dtype == torch.float32 else None
-    if kernels and min(reach, max(H, W)) <= kernels.LONGEST_REACH:
-        return PairwiseForm(*kernels.pair_sums(cam, image, c, sigma, reach, with_scalars))
+    if cam.dtype == torch.float32 and min(reach, max(H, W)) <= LONGEST_REACH:
+        variant = Variant.of(cam, image, with_scalars)
+        if kernels := fused_kernels(cam.device, variant):
+            return PairwiseForm(*kernels.pair_sums(cam, image, c, sigma, reach, variant))
 
     tiling = _Tiling.of(H, W, reach)
     P = tiling.h * tiling.w

@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["LONGEST_REACH", "TILE", "GaussianSum", "pair_sums", "probe"]
+from wsss_nb._pairwise import TILE, Variant, padded_columns
 
-TILE = 64  # pixels per tile, also the rows of a tensor-core product
-LONGEST_REACH = 1900  # pixels: coordinates relative to a tile have to be integers that TF32 holds, up to 2048
+__all__ = ["GaussianSum", "pair_sums", "probe"]
+
 REACH = 6.0  # kernel widths beyond which a Gaussian counts as 0: exp(-18) is below float32's resolution
 _LISTED = 2**26  # tile pairs examined at a time
 _LAUNCH = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}  # a * b + c as one instruction
@@ -184,7 +184,7 @@ def _similarity_kernel(
 
 
 def pair_sums(
-    cam: Tensor, image: Tensor, c: float, sigma: float, reach: float, with_scalars: bool
+    cam: Tensor, image: Tensor, c: float, sigma: float, reach: float, variant: Variant
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value and derivatives of ``sum_b sum_ij w_ij f_ij 1/2 |a_i - a_j|^2``, see :mod:`wsss_nb._pairwise`.
 
@@ -194,24 +194,21 @@ def pair_sums(
         c: exp(2 mu).
         sigma: standard deviation of w in pixels.
         reach: pixels beyond which tiles are left out.
-        with_scalars: also compute the derivatives for mu and sigma.
+        variant: what is launched; says whether the derivatives for mu and sigma are computed as well.
 
     Returns:
         Value, d_cam (B, K, H, W), d_mu and d_sigma; the scalars are float64, the last two zero if not asked for.
     """
     cam, image = cam.contiguous(), image.contiguous()
     B, K, H, W = cam.shape
-    tile_h = min(triton.next_power_of_2(H), 8)
-    tile_w = min(triton.next_power_of_2(W), TILE // tile_h)
-    tile_h = TILE // tile_w
-    width = min(max(triton.next_power_of_2(K + 2), 16), 64)  # columns of a product: channels, s and 1
+    colours_per_pixel, tile_h, tile_w, width, with_scalars = variant
     grid = (triton.cdiv(H, tile_h) * triton.cdiv(W, tile_w), B, triton.cdiv(K, width - 2))
     d_cam = torch.empty_like(cam)
     maps = cam.new_empty(grid[2], B, grid[0], TILE, width)
-    colours = cam.new_empty(B, image.shape[1], grid[0], TILE)
+    colours = cam.new_empty(B, colours_per_pixel, grid[0], TILE)
     sums = cam.new_empty(grid[2], B, grid[0], 3)
     narrow, peak = math.log2(math.e) / (2 * sigma**2), 0.5 / (math.pi * sigma**2)
-    sizes = {"C": image.shape[1], "TH": tile_h, "TW": tile_w, "KC": width}
+    sizes = {"C": colours_per_pixel, "TH": tile_h, "TW": tile_w, "KC": width}
     with torch.cuda.device_of(cam):
         _similarity_pack[grid](cam, image, maps, colours, K, H, W, **sizes, **_LAUNCH)
         _similarity_kernel[grid](
@@ -293,7 +290,7 @@ class GaussianSum:
         if len(values) > 64:
             return torch.cat([self(part) for part in values.split(64)])
         K, N = len(values), len(self.order)
-        padded = values.new_zeros(self.features.shape[1], max(triton.next_power_of_2(K), 16))
+        padded = values.new_zeros(self.features.shape[1], padded_columns(K))
         padded[:N, :K] = values.flatten(1).T[self.order]
         sums = torch.empty_like(padded)
         with torch.cuda.device_of(values):
@@ -330,8 +327,15 @@ def _compact_order(points: Tensor) -> Tensor:
     return order
 
 
-def probe(device: torch.device) -> None:
-    """Compile and run each kernel once, or raise what the compiler or the driver raises."""
-    GaussianSum(torch.zeros(1, 1, 1, device=device))(torch.ones(1, 1, 1, device=device)).cpu()
-    map_ = torch.ones(1, 1, 1, 1, device=device)
-    pair_sums(map_, map_, c=1.0, sigma=1.0, reach=1.0, with_scalars=True)[0].cpu()
+def probe(device: torch.device, launch: Variant | int) -> None:
+    """Compile a variant and run it once, or raise what the compiler or the driver raises."""
+    if isinstance(launch, Variant):
+        sides = launch.tile_h, launch.tile_w
+        cam = torch.ones(1, launch.columns - 2, *sides, device=device)
+        image = torch.ones(1, launch.colours, *sides, device=device)
+        pair_sums(cam, image, c=1.0, sigma=1.0, reach=1.0, variant=launch)[0].cpu()
+    else:
+        gaussian_sum = GaussianSum(torch.zeros(1, 1, 1, device=device))
+        for columns in (16, 32, 64):  # the normaliser is one column, more than 64 go through in parts
+            if columns <= launch:
+                gaussian_sum(torch.ones(columns, 1, 1, device=device)).cpu()

@@ -9,7 +9,6 @@ always in :func:`dense_crf_many` and in notebooks in :func:`dense_crf`, so that 
 from __future__ import annotations
 
 import importlib.util
-import math
 import multiprocessing
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from wsss_nb.workers import Workers, stream_results
+from wsss_nb.workers import KeptWorker, Workers, stream_results
 
 if TYPE_CHECKING:  # worker processes of the native backend start without torch
     import torch
@@ -32,12 +31,7 @@ Backend: TypeAlias = Literal["auto", "pydensecrf", "torch", "cuda"]
 
 LOWEST_PROBABILITY = 1e-5  # scores are clipped here, as in pydensecrf.utils.unary_from_softmax
 LARGEST_COORDINATE = 4000  # image side / sxy from which the native code's 16-bit lattice overflows
-
-# Of the torch backend, in kernel widths: where exp(-x^2/2) counts as 0, and tile sizes that balance work per
-# tile against their number; then how many kernel values (256 MB) are kept between iterations.
-REACH = 4.5
-TILE = (2.0, 2.0, 4.0, 4.0, 4.0)
-KEPT_WEIGHTS = 2**26
+_NATIVE = KeptWorker("dense CRF")  # of dense_crf, so that a slider's next picture needs no new process
 
 
 @dataclass(frozen=True)
@@ -119,8 +113,8 @@ def dense_crf(
         backend: "pydensecrf", "torch" or "cuda" (:func:`dense_crf_torch` on the CPU or a GPU), or "auto"
             (:func:`resolve_backend`).
         isolated: run the native code in a process of its own, so that a crash in it is a ``RuntimeError``
-            here, at the price of starting it. None: in notebooks and consoles; a script would need the guard
-            of :func:`dense_crf_many`.
+            here. That process is started once, by the first such call (a quarter of a second), and again after
+            a crash. None: in notebooks and consoles; a script would need the guard of :func:`dense_crf_many`.
 
     Returns:
         (K, H, W), float32, sums to 1 over K.
@@ -144,8 +138,7 @@ def dense_crf(
     )
     backend, checked = resolve_backend(backend), _checked(image, probabilities, config)
     if backend == "pydensecrf" and (_in_a_session() if isolated is None else isolated):
-        (result,) = _stream([checked], config, 1, backend)
-        return result
+        return _NATIVE.result(_infer, *checked, config, backend)
     return _infer(*checked, config, backend)
 
 
@@ -233,7 +226,7 @@ def dense_crf_torch(
 ) -> np.ndarray:
     """The dense CRF of :func:`dense_crf` in torch, without compiled extras.
 
-    The position kernel is summed exactly (a convolution per axis, cut at 5 widths). For the bilateral kernel
+    The position kernel is summed exactly (axis by axis, cut at 5 widths). For the bilateral kernel
     pixels alike in position and colour f (in kernel widths) are merged: those in one box of
     ``cell`` * (sxy/2, sxy/2, srgb, srgb, srgb) become one cell with their mean m and summed values. Between
     cells the sum is the plain Gaussian one (cells further than 4.5 widths left out), and inside a cell it
@@ -268,7 +261,8 @@ def dense_crf_torch(
     """
     import torch
 
-    from wsss_nb._pairwise import fused_kernels
+    from wsss_nb._messages import BilateralKernel, PositionKernel, bilateral_features
+    from wsss_nb._pairwise import fused_kernels, padded_columns
 
     config = config or CRFConfig()
     if cell is not None and not (cell == 0 or 0.05 <= cell <= 4):
@@ -277,13 +271,13 @@ def dense_crf_torch(
     with torch.inference_mode():
         scores = torch.from_numpy(probabilities).to(device).clamp(LOWEST_PROBABILITY, 1).log()
         kernels: tuple[Callable[[Tensor], Tensor], ...]
-        if not cell and (fused := fused_kernels(scores.device)):
-            features = torch.from_numpy(_features(image, config)).to(scores.device)
+        if not cell and (fused := fused_kernels(scores.device, padded_columns(len(scores)))):
+            features = torch.from_numpy(bilateral_features(image, config)).to(scores.device)
             position = features[..., :2] * (config.bilateral_sxy / config.gaussian_sxy)
             kernels = fused.GaussianSum(position), fused.GaussianSum(features)
         else:
-            bilateral = _BilateralKernel(image, config, 1.0 if cell is None else cell, scores.device)
-            kernels = _PositionKernel(scores, config.gaussian_sxy), bilateral
+            bilateral = BilateralKernel(image, config, 1.0 if cell is None else cell, scores.device)
+            kernels = PositionKernel(config.gaussian_sxy), bilateral
         active = []
         for compat, kernel in zip((config.gaussian_compat, config.bilateral_compat), kernels, strict=True):
             normalizer = kernel(torch.ones_like(scores[:1])).rsqrt()
@@ -293,89 +287,6 @@ def dense_crf_torch(
             messages = [outer * kernel(inner * marginals) for outer, inner, kernel in active]
             marginals = torch.stack([scores, *messages]).sum(0).softmax(0)
     return np.asarray(marginals.cpu())
-
-
-class _PositionKernel:
-    """sum_j exp(-|p_i - p_j|^2 / (2 s^2)) v_j for maps v (K, H, W), as a convolution per axis."""
-
-    def __init__(self, like: Tensor, sxy: float) -> None:
-        import torch
-
-        self.reach = [min(math.ceil(5 * sxy), side - 1) for side in like.shape[1:]]
-        steps = [torch.arange(-r, r + 1, dtype=like.dtype, device=like.device) for r in self.reach]
-        self.rows, self.columns = (torch.exp(-0.5 * (step / sxy) ** 2) for step in steps)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        from torch.nn.functional import conv2d
-
-        maps = conv2d(values[:, None], self.rows.view(1, 1, -1, 1), padding=(self.reach[0], 0))
-        return conv2d(maps, self.columns.view(1, 1, 1, -1), padding=(0, self.reach[1]))[:, 0]
-
-
-class _BilateralKernel:
-    """sum_j exp(-|f_i - f_j|^2 / 2) v_j for maps v (K, H, W), f = position and colour in kernel widths."""
-
-    def __init__(self, image: np.ndarray, config: CRFConfig, cell: float, device: torch.device) -> None:
-        import torch
-
-        features = torch.from_numpy(_features(image, config)).to(device).flatten(0, 1)
-        if cell > 0:
-            self.cell = _bins(features, features.new_tensor([0.5, 0.5, 1, 1, 1]) * cell)
-        else:
-            self.cell = torch.arange(len(features), device=device)
-        count = self.cell.bincount()[:, None]
-        self.mean = torch.zeros(len(count), 5, device=device).index_add_(0, self.cell, features) / count
-        self.offset = features - self.mean[self.cell]
-        # Cells in tiles, so that a tile needs only the cells near its bounding box.
-        size = features.new_tensor(TILE)
-        while (tiles := _bins(self.mean, size)).max() >= 4096:  # only for very narrow kernels
-            size = 2 * size
-        self.tiles: list[tuple[Tensor, Tensor]] = []
-        for tile in tiles.argsort(stable=True).split(tiles.bincount().tolist()):
-            low, high = self.mean[tile].amin(0), self.mean[tile].amax(0)
-            gap = (low - self.mean).clamp_(min=0) + (self.mean - high).clamp_(min=0)
-            near = (gap.square_().sum(1) < REACH**2).nonzero()[:, 0]
-            self.tiles += [(part, near) for part in tile.split(max(1, 2**18 // len(near)))]
-        self.kept: list[Tensor] | None = None
-        if sum(len(tile) * len(near) for tile, near in self.tiles) <= KEPT_WEIGHTS:
-            self.kept = [self._weights(tile, near) for tile, near in self.tiles]
-
-    def _weights(self, tile: Tensor, near: Tensor) -> Tensor:
-        centre = self.mean[tile[0]]  # keeps the expanded square exact in float32
-        x, y = self.mean[tile] - centre, self.mean[near] - centre
-        return (x @ y.T).sub_(0.5 * x.square().sum(1, True)).sub_(0.5 * y.square().sum(1)).exp_()
-
-    def __call__(self, values: Tensor) -> Tensor:
-        import torch
-
-        flat = values.flatten(1).T
-        source = flat.new_zeros(len(self.mean), len(values)).index_add_(0, self.cell, flat)
-        moments = torch.cat([source, *(source * axis[:, None] for axis in self.mean.unbind(1))], 1)
-        sums = torch.empty_like(moments)
-        for number, (tile, near) in enumerate(self.tiles):
-            weights = self.kept[number] if self.kept else self._weights(tile, near)
-            sums[tile] = weights @ moments[near]
-        total, *firsts = sums.split(len(values), 1)
-        exponent = torch.zeros_like(flat)
-        for offset, mean, first in zip(self.offset.unbind(1), self.mean.unbind(1), firsts, strict=True):
-            shift = torch.where(total > 1e-30, first / total - mean[:, None], 0)
-            exponent.addcmul_(offset[:, None], shift[self.cell])
-        return exponent.exp_().mul_(total[self.cell]).T.unflatten(1, values.shape[1:])
-
-
-def _features(image: np.ndarray, config: CRFConfig) -> np.ndarray:
-    """Position and colour in widths of the bilateral kernel, (H, W, 5), float32."""
-    position = np.indices(image.shape[:2]).transpose(1, 2, 0) / config.bilateral_sxy
-    return np.concatenate([position, image / config.bilateral_srgb], -1, dtype=np.float32)
-
-
-def _bins(points: Tensor, sizes: Tensor) -> Tensor:
-    """Numbers 0.. of the occupied boxes of a grid, one per point."""
-    number = points.new_zeros(len(points)).long()
-    for axis in (points / sizes).floor().long().unbind(1):
-        axis = axis - axis.min()
-        number = (number * (axis.max() + 1) + axis).unique(return_inverse=True)[1]
-    return number
 
 
 def resolve_backend(backend: Backend) -> Backend:

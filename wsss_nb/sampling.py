@@ -303,7 +303,7 @@ def _mass(cam: Tensor) -> Tensor:
     if not cam.is_floating_point():
         raise ValueError(f"cam: expected a floating-point tensor, got {cam.dtype}")
     mass = cam.detach().flatten(2).to(torch.float64)
-    low, high = (value.item() for value in torch.aminmax(mass))
+    low, high = torch.stack(torch.aminmax(mass)).tolist()  # one wait for a GPU
     if not (low >= 0 and high < float("inf")):
         raise ValueError(f"cam: expected finite values of at least 0, got values from {low} to {high}")
     return torch.where((mass == 0).all(dim=2, keepdim=True), 1.0, mass)

@@ -168,18 +168,23 @@ def feature_similarity_loss(
         raise ValueError(f"cam: expected floats (B, K, H, W), got {cam.dtype} {tuple(cam.shape)}")
     _check_normalization(normalization)
     B, _, H, W = cam.shape
-    image = _at_map_size(image, B, H, W)
+    _check_image_shape(image, B, H, W)
     mu, sigma = (
         value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         for value in (mu, sigma)
     )
-    if mu.numel() != 1 or not math.isfinite(mu.item()):
-        raise ValueError(f"mu: expected one finite number, got {mu.tolist()}")
-    if sigma.numel() != 1:
-        raise ValueError(f"sigma: expected one number, got {sigma.tolist()}")
-    _check_sigma(sigma)
+    for name, value in (("mu", mu), ("sigma", sigma)):
+        if value.numel() != 1:
+            raise ValueError(f"{name}: expected one number, got {value.tolist()}")
+    low, high, mu_value, sigma_value = _fetched(*torch.aminmax(image.detach()), mu, sigma)
+    if not (low >= -1e-4 and high <= 1 + 1e-4):
+        raise ValueError(f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
+    if not math.isfinite(mu_value):
+        raise ValueError(f"mu: expected one finite number, got {mu_value}")
+    _check_sigma(sigma_value)
     pairs = H * W if normalization == "pixels" else (H * W) ** 2
-    return _FeatureSimilarity.apply(cam, image, mu, sigma, -1.0 / (B * pairs))
+    image = _at_map_size(image, H, W)
+    return _FeatureSimilarity.apply(cam, image, mu, sigma, (mu_value, sigma_value), -1.0 / (B * pairs))
 
 
 class FeatureSimilarityLoss(nn.Module):
@@ -275,12 +280,20 @@ class _FeatureSimilarity(torch.autograd.Function):
     """The scaled sum over pairs; saves its derivatives, which come with the value, and nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, cam: Tensor, image: Tensor, mu: Tensor, sigma: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        cam: Tensor,
+        image: Tensor,
+        mu: Tensor,
+        sigma: Tensor,
+        numbers: tuple[float, float],
+        scale: float,
+    ) -> Tensor:
         dtype = torch.promote_types(cam.dtype, torch.float32)
         with_scalars = any(ctx.needs_input_grad[2:4])
         with torch.autocast(cam.device.type, enabled=False):
             form = pairwise_form(
-                cam.to(dtype), image.to(cam.device, dtype), mu.item(), sigma.item(), with_scalars
+                cam.to(dtype), image.to(cam.device, dtype), *numbers, with_scalars=with_scalars
             )
         # Numbers nobody asked for stay where they are: bringing them to mu's device would wait for the GPU.
         d_mu, d_sigma = (
@@ -299,12 +312,12 @@ class _FeatureSimilarity(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cam, _, mu, sigma, _ = ctx.needs_input_grad
+        cam, _, mu, sigma, *_ = ctx.needs_input_grad
         d_cam, d_mu, d_sigma = (
             (grad.to(derivative) * derivative).to(dtype) if needed else None
             for derivative, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, (cam, mu, sigma), strict=True)
         )
-        return d_cam, None, d_mu, d_sigma, None
+        return d_cam, None, d_mu, d_sigma, None, None
 
 
 def _bounded(initial: Tensor, raw: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -333,18 +346,30 @@ def _check_normalization(normalization: str) -> None:
         raise ValueError(f"normalization: expected one of {', '.join(names)}, got {normalization!r}")
 
 
-def _at_map_size(image: Tensor, B: int, H: int, W: int) -> Tensor:
+def _fetched(*scalars: Tensor) -> list[float]:
+    """Values of one-element tensors; those of a device are fetched together, because each fetch waits for it."""
+    places = [scalar.device for scalar in scalars]
+    values = {
+        place: iter(
+            torch.stack([s.detach().double().view(()) for s in scalars if s.device == place]).tolist()
+        )
+        for place in set(places)
+    }
+    return [next(values[place]) for place in places]
+
+
+def _check_image_shape(image: Tensor, B: int, H: int, W: int) -> None:
     if image.ndim != 4 or image.shape[0] != B or image.numel() == 0 or not image.is_floating_point():
         raise ValueError(
             f"image: expected floats (B, 3, h, w), B = {B}, got {image.dtype} {tuple(image.shape)}"
         )
-    low, high = torch.stack(torch.aminmax(image.detach())).tolist()
-    if not (low >= -1e-4 and high <= 1 + 1e-4):
-        raise ValueError(f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
     h, w = image.shape[2:]
-    if (h, w) == (H, W):
-        return image
     if h < H or w < W:
         raise ValueError(f"image: expected at least the map's size {(H, W)}, got {(h, w)}")
+
+
+def _at_map_size(image: Tensor, H: int, W: int) -> Tensor:
+    if image.shape[2:] == (H, W):
+        return image
     image = image.to(torch.promote_types(image.dtype, torch.float32))
     return F.interpolate(image, size=(H, W), mode="bilinear", align_corners=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wsss_nb.cluster import Cluster
 
 __all__ = [
+    "KeptWorker",
     "WorkerDiedError",
     "Workers",
     "finished_results",
@@ -29,6 +30,8 @@ __all__ = [
 Result = TypeVar("Result")
 Workers: TypeAlias = "int | Cluster"
 """Where work is spread to: a number of processes of this machine (0 = this process), or a Ray cluster."""
+
+_CAUSES = "out of memory, a crash in native code, or a script without `if __name__ == '__main__':`"
 
 
 class WorkerDiedError(RuntimeError):
@@ -139,8 +142,7 @@ def stream_results(
     if not isinstance(workers, int):
         yield from workers.stream(function, jobs, name)
         return
-    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's and Jupyter's threads
-    pool = ProcessPoolExecutor(workers, spawn, _start_streaming, (os.getpid(), threads))
+    pool = _streaming_pool(workers, threads)
     waiting: deque[Future[Result]] = deque()
     done = 0
     try:
@@ -154,10 +156,55 @@ def stream_results(
             done += 1
     except BrokenProcessPool as error:
         place = f"at job {done} or one of the {2 * workers} after it"
-        causes = "out of memory, a crash in native code, or a script without `if __name__ == '__main__':`"
-        raise WorkerDiedError(f"{name}: a worker process died {place} ({causes})") from error
+        raise WorkerDiedError(f"{name}: a worker process died {place} ({_CAUSES})") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class KeptWorker:
+    """A worker process that is kept from one call to the next, where starting it would take longer than the job.
+
+    It starts with the first call and ends with this process, however that ends. One that died is replaced at the
+    next call. An interrupt leaves it to finish its job alone; the next call starts another.
+
+    Args:
+        name: of the work, for the error.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._pool: ProcessPoolExecutor | None = None
+        self._owner = 0
+
+    def result(self, function: Callable[..., Result], *job: Any) -> Result:
+        """``function(*job)``, computed by the worker; the function has to be importable by it.
+
+        Raises:
+            WorkerDiedError: the worker ended without an answer.
+        """
+        if (
+            self._pool is None or self._owner != os.getpid()
+        ):  # a forked child has no use for its parent's worker
+            self._pool, self._owner = _streaming_pool(1, None), os.getpid()
+        pool = self._pool
+        try:
+            return pool.submit(function, *job).result()
+        except BrokenProcessPool as error:
+            self._forget(pool)
+            raise WorkerDiedError(f"{self._name}: a worker process died ({_CAUSES})") from error
+        except KeyboardInterrupt:
+            self._forget(pool)
+            raise
+
+    def _forget(self, pool: ProcessPoolExecutor) -> None:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is pool:
+            self._pool = None
+
+
+def _streaming_pool(workers: int, threads: int | None) -> ProcessPoolExecutor:
+    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's and Jupyter's threads
+    return ProcessPoolExecutor(workers, spawn, _start_streaming, (os.getpid(), threads))
 
 
 def _start_streaming(parent: int, threads: int | None) -> None:

@@ -195,9 +195,9 @@ def message_error(
     kernels: ModuleType, image: np.ndarray, config: CRFConfig, device: torch.device
 ) -> tuple[float, int]:
     """Largest relative error of bilateral messages at 64 pixels against float64, and pairs visited by a message."""
-    from wsss_nb.crf import _features
+    from wsss_nb._messages import bilateral_features
 
-    features = torch.from_numpy(_features(image, config)).to(device)
+    features = torch.from_numpy(bilateral_features(image, config)).to(device)
     values = torch.rand(3, *image.shape[:2], device=device)
     kernel = kernels.GaussianSum(features)
     flat = features.flatten(0, 1).double()
