@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -170,10 +169,9 @@ def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.grid import refined_variant
     from wsss_nb.experiment.notebooks import keep_outputs
     from wsss_nb.experiment.options import parameters_in
-    from wsss_nb.experiment.provenance import COMMAND, command_line, write_manifest
+    from wsss_nb.experiment.provenance import told_command
     from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
     from wsss_nb.experiment.state import run_lock
-    from wsss_nb.files import read_json, write_json
 
     _alone("run")
     profile = _profile(options)
@@ -199,19 +197,10 @@ def _run(options: argparse.Namespace) -> int:
                 f"refine: expected ours among them for {' and '.join(later)}, got {list(profile.refine)}; "
                 "or leave these out (--only 01,02,03,04)"
             )
-    os.environ[COMMAND] = command_line()
-    with run_lock(options.out):
-        data_hash = _open(options, profile).prepared["hash"] if plan.needs_data else None
-        note = options.out / "run.json"
-        earlier = read_json(note) if note.is_file() else None
+    with run_lock(options.out), told_command():
         if plan.needs_data:
-            write_manifest(note, profile, data_hash=data_hash)  # what is drawn below names it
+            _open(options, profile)
         outcomes = run_notebooks(plan)
-        stages = {need for notebook in plan.notebooks for need in notebook.needs}
-        if plan.needs_data and all(o.status == "current" for o in outcomes if o.name in stages):
-            note.unlink()  # this command made nothing the scores depend on
-            if earlier is not None:
-                write_json(note, earlier)
         failed = [outcome for outcome in outcomes if outcome.status in {"failed", "waits"}]
         if not failed:
             if options.keep_outputs:

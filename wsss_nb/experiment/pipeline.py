@@ -17,7 +17,7 @@ from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import Variant, grid, refined_variant
 from wsss_nb.experiment.preparation import prepare, project_root
 from wsss_nb.experiment.profiles import Profile, load_profile
-from wsss_nb.experiment.record import current_results, with_rows, write_results
+from wsss_nb.experiment.record import authored_step, current_results, total_cost, with_rows, write_results
 from wsss_nb.files import read_json
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, InferenceConfig
@@ -25,7 +25,6 @@ from wsss_nb.stages.loop import History, progress
 from wsss_nb.stages.processes import processes
 from wsss_nb.stages.protocols import affinitynet_protocol, cam_protocol, deeplab_protocol
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
-from wsss_nb.stages.steps import run_step
 from wsss_nb.workers import Workers, finished_results, fixed_threads
 
 __all__ = ["Run", "open_notebook_run", "open_run"]
@@ -53,6 +52,11 @@ class Run:
     def _folder(self, root: Path, split: str) -> VOCFolder:
         folder = VOCFolder(root, split, labels=self.out / "data" / f"{split}.csv")
         return folder.without(self.prepared["bad"])
+
+    def _step(
+        self, folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]
+    ) -> dict[str, Any]:
+        return authored_step(self.out, self.prepared["made_by"], folder, inputs, work)
 
     def _inputs(self, module: str, **values: Any) -> dict[str, Any]:
         return {"code": self.prepared["code"][module], "data": self.prepared["hash"], **values}
@@ -84,12 +88,12 @@ class Run:
 
     def pretrain(self, on_epoch: OnEpoch | None = None) -> tuple[Path | None, str]:
         """What every network starts from, a file and its key: ImageNet weights, a classifier trained here, or nothing."""
-        given = self.prepared["weights"]
-        if given is not None:
+        given = self.prepared["weights"] or {"path": None, "sha256": ""}
+        if given["path"] is not None:
             return Path(given["path"]), given["sha256"]
         config = self.profile.pretrain
         if config is None:
-            return None, ""
+            return None, given["sha256"]
         seed = self.profile.seeds[0]
         inputs = self._inputs(
             "cam",
@@ -97,6 +101,7 @@ class Run:
             backbone=self.profile.backbone,
             seed=seed,
             threads=self.profile.threads,
+            upstream=given["sha256"],
         )
         folder = self.out / "pretrain"
 
@@ -107,7 +112,7 @@ class Run:
                 )
             }
 
-        key = run_step(folder, inputs, work)["key"]
+        key = self._step(folder, inputs, work)["key"]
         return folder / cam.CHECKPOINT, key
 
     def train_cam(self, variant: str, seed: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
@@ -134,7 +139,7 @@ class Run:
             return {"history": history}
 
         with fixed_threads(1):
-            model = run_step(self.out / folder / "model", inputs, training)
+            model = self._step(self.out / folder / "model", inputs, training)
 
         def scoring(out: Path) -> dict[str, Any]:
             net = cam.load_cam(
@@ -148,13 +153,13 @@ class Run:
         inputs = self._inputs("scoring", inference=inference.model_dump(mode="json"), void=self.profile.data.void,
                               upstream=model["key"])  # fmt: skip
         with fixed_threads(1):
-            scored = run_step(self.out / folder / "val", inputs, scoring)
+            scored = self._step(self.out / folder / "val", inputs, scoring)
         history = model["result"]["history"]
         return {
             "variant": point.name, "method": point.method, "lambda": point.weight, "fsl": point.fsl, "seed": seed,
             "folder": folder.as_posix(), **scored["result"],
             "mu_sigma": [[row["step"], row["mu"], row["sigma"]] for row in history],
-            "cost": model["cost"],
+            "cost": total_cost(model=model, val=scored),
         }  # fmt: skip
 
     def _variant(self, name: str) -> Variant:
@@ -211,7 +216,7 @@ class Run:
             cam.infer_cams(net, self.train, cam_config, inference, out, label_maps=False)
             return {}
 
-        made = run_step(base / "cams", self._inputs("cam", inference=inference.model_dump(mode="json"), upstream=upstream),
+        made = self._step(base / "cams", self._inputs("cam", inference=inference.model_dump(mode="json"), upstream=upstream),
                         cams)  # fmt: skip
 
         def crf(out: Path) -> dict[str, Any]:
@@ -219,7 +224,7 @@ class Run:
             return {}
 
         crf_inputs = {key: settings[key] for key in ("crf", "alpha_amplified", "alpha_weakened")}
-        maps = run_step(
+        maps = self._step(
             base / "crf",
             self._inputs(
                 "affinitynet", config=crf_inputs, backend=resolve_backend("auto"), upstream=made["key"]
@@ -239,7 +244,7 @@ class Run:
             threads=self.profile.threads,
             upstream=maps["key"],
         )
-        model = run_step(base / "model", inputs, training)
+        model = self._step(base / "model", inputs, training)
 
         def walking(split: str) -> Callable[[Path], dict[str, Any]]:
             def work(out: Path) -> dict[str, Any]:
@@ -258,13 +263,13 @@ class Run:
             return work
 
         inputs = self._inputs("affinitynet", config=settings, upstream=model["key"])
-        labels = run_step(base / "train", {**inputs, "split": "train"}, walking("train"))
-        scored = run_step(
+        labels = self._step(base / "train", {**inputs, "split": "train"}, walking("train"))
+        scored = self._step(
             base / "val",
             {**inputs, **self._scoring(), "split": "val", "cams": source["scores"]},
             walking("val"),
         )
-        cost = _summed([made["cost"], maps["cost"], model["cost"], labels["cost"], scored["cost"]])
+        cost = total_cost(cams=made, crf=maps, model=model, train=labels, val=scored)
         stage_cam = {
             "stage": "cam",
             "scores": source["scores"],
@@ -304,7 +309,7 @@ class Run:
             threads=self.profile.threads,
             upstream=upstream,
         )
-        model = run_step(base / "model", inputs, training)
+        model = self._step(base / "model", inputs, training)
 
         def scoring(out: Path) -> dict[str, Any]:
             net = deeplab.load_deeplab(backbone, self.val.num_classes, base / "model" / deeplab.CHECKPOINT)
@@ -319,11 +324,11 @@ class Run:
             backend=resolve_backend("auto"),
             **self._scoring(),
         )
-        scored = run_step(base / "val", inputs, scoring)
+        scored = self._step(base / "val", inputs, scoring)
         row = {
             "stage": "deeplab", "method": method, "variant": variant.name, "seed": seed,
             "folder": base.relative_to(self.out).as_posix(), "scores": scored["result"]["scores"],
-            "cost": _summed([model["cost"], scored["cost"]]),
+            "cost": total_cost(model=model, val=scored),
         }  # fmt: skip
         self._record("stages", [row])
         return row
@@ -375,16 +380,13 @@ class Run:
         return current_results(self.out, self.profile, self.prepared, self.train, self.val)
 
     def _record(self, section: str, rows: list[dict[str, Any]]) -> None:
-        if processes().is_main:
-            write_results(self.out, with_rows(self.results(), section, rows))
-
-
-def _summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        **costs[-1],
-        "seconds": round(sum(cost["seconds"] for cost in costs), 3),
-        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
-    }
+        if not processes().is_main:
+            return
+        results = with_rows(self.results(), section, rows)
+        if self.profile.pretrain is not None:
+            made = read_json(self.out / "pretrain" / "manifest.json")
+            results["pretrain"] = {"seed": self.profile.seeds[0], "cost": total_cost(model=made)}
+        write_results(self.out, results)
 
 
 def _train_point(profile: Profile, out: Path, variant: str, seed: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,12 @@ __all__ = [
     "hardware",
     "manifest",
     "package_versions",
+    "told_command",
     "write_manifest",
 ]
 
 COMMAND = "WSSS_NB_COMMAND"
-"""Environment variable through which notebooks learn the command that runs them."""
+"""Environment variable through which notebooks learn the command that runs them, see `told_command`."""
 
 # Files made by a run do not make its code dirty.
 _SOURCES = ("wsss_nb", "notebooks", "pyproject.toml", "constraints.txt")
@@ -114,15 +115,15 @@ def describe_run(run: Run) -> dict[str, Any]:
     """The manifest of everything drawn from a finished run.
 
     The run may come from another machine, so the manifest says twice where things were made: commit, command,
-    packages and hardware of the drawing stand at the top, those of the training under ``made_by``.
+    packages and hardware of the drawing stand at the top, those of the training under ``made_by``, step by step.
 
     Args:
         run: see ``wsss_nb.results.load_run``.
 
     Returns:
-        `manifest` of the run's profile, seeds, data and checkpoints, and further ``run`` (its name), ``synthetic``,
-        ``code`` (`code_version` behind figures and tables, and behind every training and scoring) and ``made_by``
-        (None for a run that `wsss-nb run` did not make).
+        `manifest` of the run's profile, seeds, data, checkpoints and ImageNet weights, and further ``run`` (its name),
+        ``synthetic``, ``code`` (`code_version` behind figures and tables, and behind every training and scoring) and
+        ``made_by`` (see ``wsss_nb.results.Run.made_by``).
 
     Raises:
         InputError: a manifest in the run's folder is broken.
@@ -136,7 +137,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         run.results.profile,
         seeds=run.seeds,
         data_hash=run.results.data.hash,
-        weights=run.weight_files(),
+        weights={**run.weight_files(), **({"imagenet": run.results.weights} if run.results.weights else {})},
         extra={
             "run": run.results.run,
             "synthetic": run.synthetic,
@@ -248,6 +249,16 @@ def command_line() -> str:
         flag, equals, value = word.partition("=")
         said.append(f"{flag}={_portable(value)}" if equals else _portable(word))
     return shlex.join(said)
+
+
+@contextlib.contextmanager
+def told_command() -> Iterator[None]:
+    """Notebooks executed meanwhile record this process's command as theirs."""
+    os.environ[COMMAND] = command_line()
+    try:
+        yield
+    finally:
+        os.environ.pop(COMMAND, None)
 
 
 def _as_typed(words: list[str]) -> list[str]:

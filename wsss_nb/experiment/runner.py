@@ -22,7 +22,7 @@ from wsss_nb.experiment.notebooks import (
 )
 from wsss_nb.experiment.progress import Progress, duration
 from wsss_nb.experiment.state import NotebookRecord, RunState, count_rows, folder_stamp, written_files
-from wsss_nb.files import sha256_file
+from wsss_nb.results import RESULTS, load_run
 
 if TYPE_CHECKING:
     from wsss_nb.experiment.profiles import Profile
@@ -32,6 +32,8 @@ __all__ = ["Outcome", "Plan", "RunRequest", "notebook_key", "plan_run", "run_not
 # They say where a run works, not what it computes.
 _PLACES = frozenset({"out_dir", "run_dir", "data_root"})
 _SET_BY_RUN = _PLACES | {"profile", "overrides", "seed"}
+# What is drawn depends on where the data set is: without it there are no pictures.
+_NOT_DRAWN = _SET_BY_RUN - {"data_root"}
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def run_notebooks(plan: Plan, *, progress: Progress | None = None) -> list[Outco
     """Execute the notebooks of a plan into ``out_dir/notebooks``, in order.
 
     A notebook is up to date, and skipped, while these are unchanged: its cells (not their outputs), its
-    parameters, the resolved profile, the data set, the code of wsss_nb it imports, the notebooks it
-    needs, and for those that only draw also ``results.json``. A notebook that fails stops those that need it,
-    not the others. One whose kernel dies is tried once more.
+    parameters, the code of wsss_nb it imports, and the resolved profile, the data set, the ImageNet weights and the
+    notebooks it needs. Those that only draw depend on the run's results instead of the latter four; by themselves
+    they draw any run that has some, whatever settings, data and code made it. A notebook that fails stops those that
+    need it, not the others. One whose kernel dies is tried once more.
 
     Args:
         plan: from `plan_run`.
@@ -132,6 +135,9 @@ def run_notebooks(plan: Plan, *, progress: Progress | None = None) -> list[Outco
     Returns:
         One outcome per wanted notebook.
 
+    Raises:
+        InputError: ``results.json`` or ``state.json`` of the run is broken.
+
     Example:
         >>> request = RunRequest(load_profile("quick"), Path("runs/quick"))  # doctest: +SKIP
         >>> outcomes = run_notebooks(plan_run(Path("notebooks"), request))  # doctest: +SKIP
@@ -139,19 +145,21 @@ def run_notebooks(plan: Plan, *, progress: Progress | None = None) -> list[Outco
     request, out_dir = plan.request, plan.request.out_dir
     progress = progress or Progress()
     state = RunState(out_dir / "notebooks" / "state.json")
-    data = _data_stamp(request.profile)
+    data = _input_stamp(request.profile) if plan.needs_data else ""
     keys: dict[str, str] = {}
     outcomes: dict[str, Outcome] = {}
     for notebook in plan.notebooks:
         name, values = notebook.name, plan.values[notebook.name]
-        keys[name] = notebook_key(notebook, values, request, data, [keys[need] for need in notebook.needs])
+        if notebook.reads_results and name not in plan.chosen:
+            continue
+        needed = () if notebook.reads_results else [keys[need] for need in notebook.needs]
+        keys[name] = notebook_key(notebook, values, request, data, needed)
         if name not in plan.chosen:
             continue
-        missing = [need for need in notebook.needs if not _ready(need, keys[need], outcomes, state, out_dir)]
-        if missing:
-            message = f"not run: it needs {missing[0]}, which has not run to its end"
-            outcomes[name] = Outcome(name, "waits", message=message)
-            progress.line(f"{name}: {message}")
+        obstacle = _obstacle(notebook, keys, outcomes, state, out_dir)
+        if obstacle:
+            outcomes[name] = Outcome(name, "waits", message=f"not run: {obstacle}")
+            progress.line(f"{name}: not run: {obstacle}")
         elif state.is_current(name, keys[name], out_dir):
             outcomes[name] = Outcome(name, "current")
             progress.line(f"{name}: up to date")
@@ -166,19 +174,20 @@ def notebook_key(
 ) -> str:
     """SHA-256 of everything a notebook's result depends on; see `run_notebooks`."""
     parts: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "source": notebook.source_hash,
         "code": code_version(*sorted(notebook.modules)),
         "needs": list(needed),
     }
     said_otherwise = _PLACES
-    if "profile" in values:
+    if notebook.reads_results:
+        drawn = (request.out_dir / RESULTS).is_file()
+        parts["results"] = load_run(request.out_dir).fingerprint() if drawn else None
+        said_otherwise = _NOT_DRAWN
+    elif "profile" in values:
         parts |= {"profile": request.profile.model_dump(mode="json"), "data": data}
         said_otherwise = _SET_BY_RUN
     parts["parameters"] = {name: value for name, value in values.items() if name not in said_otherwise}
-    results = request.out_dir / "results.json"
-    if notebook.reads_results:
-        parts["results"] = sha256_file(results) if results.is_file() else None
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -224,10 +233,24 @@ def _run_one(
     return Outcome(name, "done", seconds)
 
 
-def _ready(name: str, key: str, outcomes: Mapping[str, Outcome], state: RunState, out_dir: Path) -> bool:
-    if name in outcomes:
-        return outcomes[name].status in {"done", "current"}
-    return state.is_current(name, key, out_dir)
+def _obstacle(
+    notebook: Notebook,
+    keys: Mapping[str, str],
+    outcomes: Mapping[str, Outcome],
+    state: RunState,
+    out_dir: Path,
+) -> str:
+    """Why a notebook cannot run now; empty if it can."""
+    for need in notebook.needs:
+        if need in outcomes:
+            if outcomes[need].status not in {"done", "current"}:
+                return f"it needs {need}, which has not run to its end"
+        elif not notebook.reads_results and not state.is_current(need, keys[need], out_dir):
+            return f"it needs {need}, {state.shortcoming(need, keys[need])}"
+    by_itself = notebook.reads_results and notebook.needs and not outcomes.keys() & set(notebook.needs)
+    if by_itself and not count_rows(out_dir):
+        return f"it draws from {RESULTS} of {out_dir}, which holds no scores"
+    return ""
 
 
 def _values(notebook: Notebook, request: RunRequest) -> dict[str, Parameter]:
@@ -245,6 +268,14 @@ def _values(notebook: Notebook, request: RunRequest) -> dict[str, Parameter]:
         if name in declared:
             given[name] = parse_parameter(name, value, declared[name]) if isinstance(value, str) else value
     return check_parameters(notebook, {name: value for name, value in given.items() if name in declared})
+
+
+def _input_stamp(profile: Profile) -> str:
+    """What a run takes from outside: images and ImageNet weights."""
+    from wsss_nb.experiment.preparation import initial_weights  # which loads torch; drawing does without it
+
+    weights = initial_weights(profile)
+    return f"{_data_stamp(profile)} {'' if weights is None else weights['sha256']}"
 
 
 def _data_stamp(profile: Profile) -> str:

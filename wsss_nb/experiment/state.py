@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from wsss_nb.errors import InputError
 from wsss_nb.files import read_json, write_json
+from wsss_nb.results import RESULTS, read_results
 
 __all__ = ["NotebookRecord", "RunState", "count_rows", "folder_stamp", "run_lock", "written_files"]
 
@@ -86,14 +87,29 @@ class RunState:
             and count_rows(out_dir) >= record.rows
         )
 
+    def shortcoming(self, name: str, key: str) -> str:
+        """Why a notebook is not current, as the end of a sentence about it."""
+        record = self.records.get(name)
+        if record is None:
+            return "which has not been run"
+        if record.status != "done":
+            return "which has not run to its end"
+        if record.key != key:
+            return "which ran with other settings, data or code"
+        return "whose results are not all there any more"
+
 
 def count_rows(out_dir: Path) -> int:
-    """How many scores ``results.json`` holds; another profile run in the folder empties it."""
-    path = out_dir / "results.json"
+    """How many scores ``results.json`` holds; another profile run in the folder empties it.
+
+    Raises:
+        InputError: the file does not hold the results of a run.
+    """
+    path = out_dir / RESULTS
     if not path.is_file():
         return 0
-    results = read_json(path)
-    return sum(len(results.get(section, ())) for section in ("cam", "stages"))
+    _, results = read_results(path)
+    return len(results.cam) + len(results.stages)
 
 
 def written_files(out_dir: Path, since: float) -> set[str]:

@@ -259,6 +259,9 @@ def _part_color(number: int) -> tuple[float, float, float]:
 
 def _collect_cost(run: Run) -> Arrays:
     rows: list[tuple[str, int, Cost]] = []
+    start = run.results.pretrain
+    if start is not None:
+        rows.append(("Pre-training", start.seed, start.cost))
     for cam in sorted(run.results.cam, key=_variant_order):
         if cam.cost is not None:
             rows.append((f"CAMs, {variant_title(cam, run.pooling)}", cam.seed, cam.cost))
@@ -276,9 +279,10 @@ def _collect_cost(run: Run) -> Arrays:
     if not rows:
         raise NotInRun("results.json: expected what the stages cost, got none")
     machines = sorted({f"{c.device}{_threads(c)}" for _, _, c in rows if c.device})
+    measured = [f"Measured on: {'; '.join(machines)}."] if machines else []
     return {
         "note": np.array(run.note),
-        "protocol": np.array(f"Measured on: {'; '.join(machines)}." if machines else ""),
+        "protocol": np.array(" ".join([*measured, *_counted(run)])),
         "step": np.array([title for title, _, _ in rows]),
         "seed": np.array([seed for _, seed, _ in rows]),
         "seconds": np.array([c.seconds for _, _, c in rows]),
@@ -286,6 +290,20 @@ def _collect_cost(run: Run) -> Arrays:
             [np.nan if c.peak_memory_mb is None else c.peak_memory_mb for _, _, c in rows], dtype=np.float64
         ),
     }
+
+
+def _counted(run: Run) -> list[str]:
+    """What the rows of the cost count; older runs kept the time of a CAM network's training alone."""
+    cams = [cam.cost for cam in run.results.cam if cam.cost is not None]
+    if all("val" in cost.steps for cost in cams):
+        said = ["Each row counts its training, inference and scoring."]
+    else:
+        said = [
+            "Rows of CAMs count the training alone, later stages inference and scoring too (an older record)."
+        ]
+    if run.results.pretrain is None and run.results.profile.get("pretrain"):
+        said.append("Pre-training was not recorded.")
+    return said
 
 
 def _plot_cost(arrays: Arrays) -> Figure:

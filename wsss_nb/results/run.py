@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import zipfile
@@ -16,16 +18,18 @@ from pydantic import ValidationError
 
 from wsss_nb.data.palette import read_label_map
 from wsss_nb.errors import InputError
-from wsss_nb.files import read_json
+from wsss_nb.files import read_json, sha256_file
 from wsss_nb.published import Method, Stage
 from wsss_nb.results.schema import CamResult, Results, StageResult
 
 if TYPE_CHECKING:
     from wsss_nb.data import VOCFolder
 
-__all__ = ["RESULTS", "SYNTHETIC_NOTE", "NotInRun", "Run", "find_run", "load_run"]
+__all__ = ["RESULTS", "RUN", "SYNTHETIC_NOTE", "NotInRun", "Run", "find_run", "load_run", "read_results"]
 
 RESULTS = "results.json"
+RUN = "run.json"
+"""Who made the run: the manifest of the command that last had a step to do."""
 SYNTHETIC_NOTE = "synthetic data, not VOC"
 _VOC_CLASSES, _VOC_VAL = 21, 1449
 
@@ -164,18 +168,57 @@ class Run:
         return found
 
     def made_by(self) -> dict[str, Any] | None:
-        """Where and how `wsss-nb run` made the run, from its ``run.json``; None where there is none.
+        """Where and how the run was made; None where nothing in its folder says so.
+
+        Returns:
+            What ``run.json`` says of the last command that trained or scored something (``created``, ``command``,
+            ``git``, ``python``, ``packages``, ``hardware``), and ``steps``: for each commit and command the first and
+            the last time at which it ended a step, and these steps. Steps of older runs do not say who made them.
 
         Raises:
-            InputError: the file is broken.
+            InputError: a file is broken.
         """
-        path = self.folder / "run.json"
-        if not path.is_file():
+        path = self.folder / RUN
+        facts = _mapping(path) if path.is_file() else {}
+        steps = self._authors()
+        if not facts and all(author["git"] is author["command"] is None for author in steps):
             return None
-        facts = _mapping(path)
-        return {
-            name: facts.get(name) for name in ("created", "command", "git", "python", "packages", "hardware")
-        }
+        names = ("created", "command", "git", "python", "packages", "hardware")
+        return {**{name: facts.get(name) for name in names}, "steps": steps}
+
+    def _authors(self) -> list[dict[str, Any]]:
+        """The steps behind the scores by who made them, in the order of time."""
+        authors: dict[str, dict[str, Any]] = {}
+        for path in self._manifests():
+            said = _mapping(path).get("made_by")
+            said = said if isinstance(said, dict) else {}
+            git, command, created = (said.get(name) for name in ("git", "command", "created"))
+            author = authors.setdefault(
+                json.dumps([git, command], sort_keys=True),
+                {"git": git, "command": command, "created": [], "steps": []},
+            )
+            author["created"] += [created] if isinstance(created, str) else []
+            author["steps"].append(path.parent.relative_to(self.folder).as_posix())
+        for author in authors.values():
+            author["created"] = (
+                [min(author["created"]), max(author["created"])] if author["created"] else None
+            )
+        return sorted(authors.values(), key=lambda author: author["created"] or [])
+
+    def _manifests(self) -> list[Path]:
+        """The manifests of all steps behind the scores, as far as they lie in the run folder."""
+        folders = [self.folder / name for name in self._folders()]
+        found = [path for folder in folders for path in sorted(folder.glob("*/manifest.json"))]
+        start = self.folder / "pretrain" / "manifest.json"
+        return [start, *found] if start.is_file() else found
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what figures and tables are drawn from: scores, the manifests behind them, who made them."""
+        digest = hashlib.sha256()
+        for path in (self.folder / RESULTS, self.folder / RUN, *self._manifests()):
+            content = sha256_file(path) if path.is_file() else ""
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {content}\n".encode())
+        return digest.hexdigest()
 
     def _folders(self) -> list[str]:
         entries: list[CamResult | StageResult] = [*self.results.cam, *self.results.stages]
@@ -299,8 +342,30 @@ def find_run(out_dir: str | os.PathLike[str]) -> Path:
     )
 
 
+def read_results(path: Path) -> tuple[dict[str, Any], Results]:
+    """Read a ``results.json`` and check it: what is in it, and the same as typed objects.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or does not follow the schema (which names the field).
+    """
+    content = read_json(path)
+    try:
+        return content, Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "results"
+        if first["type"] == "value_error":
+            raise InputError(f"{path}: {first['ctx']['error']}") from error
+        if first["type"] == "missing":
+            raise InputError(f"{path}: {place}: expected this field, got none") from error
+        given = repr(first["input"])
+        given = given if len(given) <= 60 else given[:57] + "..."
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{path}: {place}: {message}, got {given}") from error
+
+
 def load_run(folder: str | os.PathLike[str], data_root: str = "") -> Run:
-    """Read and check a run folder's ``results.json``.
+    """A run folder by its ``results.json``, see :func:`read_results`.
 
     Args:
         folder: the run folder.
@@ -314,18 +379,4 @@ def load_run(folder: str | os.PathLike[str], data_root: str = "") -> Run:
         'synthetic data, not VOC'
     """
     folder = Path(folder)
-    path = folder / RESULTS
-    try:
-        results = Results.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "results"
-        if first["type"] == "value_error":
-            raise InputError(f"{path}: {first['ctx']['error']}") from error
-        if first["type"] == "missing":
-            raise InputError(f"{path}: {place}: expected this field, got none") from error
-        given = repr(first["input"])
-        given = given if len(given) <= 60 else given[:57] + "..."
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{path}: {place}: {message}, got {given}") from error
-    return Run(folder, results, data_root)
+    return Run(folder, read_results(folder / RESULTS)[1], data_root)

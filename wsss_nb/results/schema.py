@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wsss_nb.published import Method, Stage
 
-__all__ = ["CamResult", "Cost", "DataInfo", "Results", "Scores", "StageResult"]
+__all__ = ["CamResult", "Cost", "DataInfo", "Pretraining", "Results", "Scores", "StageResult"]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -35,12 +35,16 @@ class Scores(_Record):
 
 
 class Cost(_Record):
-    """What a stage took: seconds, peak memory in MB, device and threads."""
+    """What a stage took: seconds, peak memory in MB, device and threads.
+
+    ``steps`` are the folders of the steps counted in (``model``, ``val``, ...); older runs do not say.
+    """
 
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     peak_memory_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     device: str = ""
     threads: int | None = None
+    steps: list[str] = []
 
 
 class CamResult(_Record):
@@ -76,6 +80,13 @@ class StageResult(_Record):
     cost: Cost | None = None
 
 
+class Pretraining(_Record):
+    """The classifier that all networks of a run start from, where there are no ImageNet weights."""
+
+    seed: int
+    cost: Cost
+
+
 class DataInfo(_Record):
     """The data set a run used."""
 
@@ -87,7 +98,7 @@ class DataInfo(_Record):
 
 
 class Results(_Record):
-    """``results.json`` as a whole."""
+    """``results.json`` as a whole; ``weights`` is the SHA-256 of the ImageNet weights all networks start from."""
 
     schema_version: Literal[1] = Field(alias="schema")
     run: str
@@ -95,6 +106,8 @@ class Results(_Record):
     synthetic: bool
     classes: Annotated[list[str], Field(min_length=2)]
     data: DataInfo = DataInfo()
+    weights: str | None = None
+    pretrain: Pretraining | None = None
     cam: list[CamResult] = []
     stages: list[StageResult] = []
 

@@ -9,7 +9,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,28 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def run_step(
+    folder: Path,
+    inputs: dict[str, Any],
+    work: Callable[[Path], dict[str, Any]],
+    made_by: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Do ``work(folder)`` unless the folder already holds its result for the same inputs.
 
     ``started.json`` carries the key while the step is under way: the same key resumes what is there, another
     key clears the folder first. ``manifest.json`` appears last, so its presence means that all is there. Several
     processes do the work together; the main one's result counts.
 
+    Args:
+        folder: the step's own.
+        inputs: what the result depends on, as JSON values.
+        work: makes the files in the folder it is given.
+        made_by: who does it (command, commit); kept beside the result, the step does not depend on it.
+
     Returns:
-        The manifest: ``key``, ``inputs``, ``result`` (what ``work`` returned) and ``cost``. The seconds of a resumed
-        training are those of all its epochs; other resumed steps count their last part only.
+        The manifest: ``key``, ``inputs``, ``result`` (what ``work`` returned), ``cost``, and ``made_by`` with the time at
+        which it was ``created``. The seconds of a resumed training are those of all its epochs; other resumed steps
+        count their last part only.
 
     Raises:
         InputError: the folder holds files of somebody else and would have to be cleared.
@@ -108,7 +121,9 @@ def run_step(folder: Path, inputs: dict[str, Any], work: Callable[[Path], dict[s
         cost["seconds"] = max(
             cost["seconds"], round(sum(row["seconds"] for row in result.get("history", ())), 3)
         )
-        write_json(manifest, {"key": key, "inputs": inputs, "result": result, "cost": cost})
+        done = {"key": key, "inputs": inputs, "result": result, "cost": cost}
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(manifest, done | {"made_by": {"created": created, **(made_by or {})}})
         (folder / STARTED).unlink()
     crew.wait()
     made: dict[str, Any] = read_json(manifest)
