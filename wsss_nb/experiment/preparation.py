@@ -65,10 +65,12 @@ def _weights(name: str) -> dict[str, str] | None:
     path = project_root() / name
     if not path.is_file():
         raise InputError(
-            f"imagenet_weights: expected the file of ResNet-38's ImageNet weights for MXNet, got no file {path} "
-            "(--imagenet_weights FILE; empty for a random start)"
+            "imagenet_weights: expected the file of ResNet-38's ImageNet weights for MXNet (Model A1 of "
+            f"https://github.com/itijyou/ademxapp), got no file {path} (--imagenet_weights FILE; empty for a random start)"
         )
-    return {"path": str(path.resolve()), "sha256": sha256_file(path)}
+    digest = sha256_file(path)
+    print(f"{path.name}: SHA-256 {digest}", flush=True)
+    return {"path": str(path.resolve()), "sha256": digest}
 
 
 def _root(data: DataConfig, out: Path) -> Path:
