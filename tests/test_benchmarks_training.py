@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wsss_nb.benchmarks import ablation, training
-from wsss_nb.benchmarks.training import hours_of, steps_of, summary, training_rows
+from wsss_nb.benchmarks.training import STAGES, hours_of, steps_of, summary, training_row
 from wsss_nb.data import make_synthetic
 from wsss_nb.experiment.pipeline import open_run
 from wsss_nb.experiment.profiles import load_profile
@@ -62,15 +62,44 @@ def test_a_step_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self, *a, **o: called.append(self) or step(self, *a, **o)
     )
-    rows = training_rows(
-        load_profile("paper"), torch.device("cpu"), "float32", repeats=1, size=48, batch_size=2
-    )
+    paper, cpu = load_profile("paper"), torch.device("cpu")
+    rows = [training_row(stage, paper, cpu, "float32", repeats=1, size=48, batch_size=2) for stage in STAGES]
     assert [row["stage"] for row in rows] == ["cam", "affinitynet", "deeplab"]
     assert len(called) == 2 * 3, "one to warm up and one that is timed, each a whole step"
     for row in rows:
         assert (row["seconds"], row["images_per_second"], row["batch_size"], row["size"]) == (1, 2, 2, 48)
     assert rows[0]["similarity_share"] == 1 and rows[0]["all_pairs_step_seconds"] == 1
     assert "similarity_share" not in rows[1]
+
+
+def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little for all pairs of pixels: the step's own numbers stay; too little for a step: the row says so."""
+    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: ResNet38(freeze, 4), deeplab_width=32)
+    monkeypatch.setitem(BACKBONES, "resnet38", spec)
+    paper, cpu = load_profile("paper"), torch.device("cpu")
+
+    def row(stage: training.Stage) -> dict[str, Any]:
+        return training_row(stage, paper, cpu, "float32", repeats=1, size=48, batch_size=2)
+
+    def fails(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(training, "all_pairs_loss", fails)
+    cam = row("cam")
+    assert cam["seconds"] > 0 and cam["similarity_share"] > 0 and "all_pairs_seconds" not in cam
+    assert cam["all_pairs_out_of_memory"] == "CUDA out of memory"
+    monkeypatch.setattr(torch.optim.SGD, "step", fails)
+    deeplab = row("deeplab")
+    assert deeplab == {
+        "stage": "deeplab", "precision": "float32", "batch_size": 2, "size": 48, "out_of_memory": "CUDA out of memory"
+    }  # fmt: skip
+    affinity = {**cam, "stage": "affinitynet", "precision": "float16"}
+    lines = summary([cam, deeplab, affinity], paper).splitlines()
+    assert "| cam | float32 | 2 x 48 px |" in lines[2] and lines[2].endswith("| out of memory |")
+    assert lines[3] == "| deeplab | float32 | 2 x 48 px | out of memory | | | | |"
+    assert {line.count("|") for line in lines[:5]} == {9}
+    assert "float32: no hours, deeplab ran out of memory." in lines
+    assert lines[-1].startswith("float16: ") and "(affinitynet " in lines[-1]
 
 
 def test_stride_8_is_a_backbone_of_its_own() -> None:

@@ -19,7 +19,7 @@ import ray
 import torch
 from test_pipeline import flags, results, tiny
 
-from wsss_nb import cli, cluster
+from wsss_nb import cli, cluster, crf
 from wsss_nb.cluster import Cluster
 from wsss_nb.crf import CRFConfig, dense_crf_many
 from wsss_nb.data import VOCFolder, save_label_map
@@ -28,6 +28,7 @@ from wsss_nb.experiment import pipeline
 from wsss_nb.experiment.pipeline import Run, open_run
 from wsss_nb.files import read_json
 from wsss_nb.stages import affinitynet, scoring
+from wsss_nb.stages.affinitynet import crf_maps, resolved_crf
 from wsss_nb.stages.loop import TrainingError
 from wsss_nb.stages.scoring import score_label_maps
 from wsss_nb.workers import WorkerDiedError, finished_results
@@ -192,6 +193,22 @@ def test_crf_of_many_images_on_a_cluster(here: Cluster) -> None:
         assert np.array_equal(one, other) and one.flags.writeable
     with pytest.raises(ValueError, match="job 1: image: expected uint8"):
         list(dense_crf_many([jobs[0], (jobs[0][1], jobs[0][1])], config, here))
+
+
+def test_the_crf_is_looked_for_where_the_tasks_run(
+    sequential: Run, here: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process has a GPU, it seems; the cluster has none."""
+    monkeypatch.setattr(crf, "_gpu_runs_kernels", lambda: True)
+    config = sequential.profile.affinitynet
+    assert resolved_crf(config.crf).backend == "cuda"
+    assert resolved_crf(config.crf, here).backend == "pydensecrf"
+    base = sequential.stage_folder("affinitynet")
+    crf_maps(sequential.train, base / "cams", config, tmp_path / "crf", here)
+    assert same_files(base / "crf", tmp_path / "crf") == 16
+    named = config.model_copy(update={"crf": config.crf.model_copy(update={"backend": "cuda"})})
+    with pytest.raises(InputError, match=r"^crf\.backend: expected a GPU on which Triton's kernels run"):
+        crf_maps(sequential.train, base / "cams", named, tmp_path / "other", here)
 
 
 # Scores in parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -193,7 +194,8 @@ def test_published_file_with_our_settings(
     }
     protocol = scores["protocol"]
     assert (protocol["flips"], protocol["max_normalized"], protocol["void"]) == (True, True, "masked")
-    assert {path.name for path in Path("runs/evaluate/cam-val/maps").glob("*.png")} == {
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {path.name for path in Path(f"runs/evaluate/cam-{digest[:8]}-val/maps").glob("*.png")} == {
         f"{name}.png" for name in val.names
     }
 
@@ -208,6 +210,23 @@ def test_published_file_with_our_settings(
         cli.main([*command, "--inference.background", "power:4"])
     with pytest.raises(RuntimeError, match="computed"):
         cli.main([*command, "--method", "seam"])
+
+
+def test_checkpoints_of_one_name_have_folders_of_their_own(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``checkpoint.pt`` of two trainings: the label maps of the first outlive the second."""
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "--data", str(world.run.val.root), "--inference.scales", "1", "--checkpoint"]
+    before: set[Path] = set()
+    for number, weight in enumerate((0.0, 1.0), start=1):
+        path = tmp_path / f"run{number}/checkpoint.pt"
+        path.parent.mkdir()
+        torch.save(read_state_dict(world.checkpoint("cam")) | {"extra": torch.tensor([weight])}, path)
+        assert cli.main([*command, str(path)]) == 0
+        maps = set(Path("runs/evaluate").glob("checkpoint-*-val/maps/*.png"))
+        assert len(maps) == number * len(world.run.val) and before <= maps
+        before = maps
 
 
 def test_split_without_masks_is_not_scored(

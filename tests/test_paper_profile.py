@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,13 +124,14 @@ def test_a_missing_or_wrong_file_is_named(
     ]
     assert cli.main([*command, "--imagenet_weights", str(tmp_path / "no.params")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        "imagenet_weights: expected the file of ResNet-38's ImageNet weights" in line and "no.params" in line
-    )
+    assert "imagenet_weights: expected the file of ResNet-38's ImageNet weights" in line
+    assert "(Model A1 of https://github.com/itijyou/ademxapp), got no file" in line and "no.params" in line
     other = tmp_path / "other.params"
     write_resnet38_params(other, {key: value for key, value in start[1].items() if not key.startswith("b5.")})
     assert cli.main([*command, "--imagenet_weights", str(other)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    shown = capsys.readouterr()
+    assert f"other.params: SHA-256 {hashlib.sha256(other.read_bytes()).hexdigest()}\n" in shown.out
+    (line,) = shown.err.splitlines()
     assert (
         "other.params: expected the weights of CamNet, got" in line
         and "missing (b5.bn_branch2a.weight" in line

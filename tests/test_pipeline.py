@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss_nb import cli
+from wsss_nb import cli, crf
 from wsss_nb.data import VOCFolder, make_synthetic, read_label_map, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.experiment import pipeline, record
@@ -299,6 +299,33 @@ def test_only_what_depends_on_a_change_is_made_again(world: World, tmp_path: Pat
     }
     assert changed and all(path.startswith("cam/lambda1_fsl/seed0/val/") for path in changed)
     assert cam_row(out)["scores"]["protocol"]["background"] == "threshold:0.3"
+
+
+def test_the_crf_is_computed_by_what_the_profile_names(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where "auto" would mean a GPU; under its own name the same code is no change."""
+    out = tmp_path / "run"
+    shutil.copytree(world.run.out, out)
+    before, stored = stamps(out), stage_rows(out)
+    monkeypatch.setattr(crf, "_gpu_runs_kernels", lambda: True)
+
+    def train(backend: str) -> dict[str, Any]:
+        named = {f"{stage}__crf__backend": backend for stage in ("affinitynet", "deeplab")}
+        return open_run(tiny(**named), out).train_deeplab("ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained"))
+        row = train("pydensecrf")
+    assert stamps(out) == before and stage_rows(out)[-1] == stored[-1]
+    assert row["scores"] == stored[-1]["scores"]
+
+    assert train("torch")["scores"]["protocol"]["crf"]["backend"] == "torch"
+    manifests = ("affinitynet/ours/seed0/crf", "deeplab/ours/seed0/val")
+    assert {read_json(out / name / "manifest.json")["inputs"]["backend"] for name in manifests} == {"torch"}
+    (made,) = {path for path in (out / "affinitynet/ours/seed0/crf").glob(f"{world.run.train.names[0]}.npz")}
+    with np.load(made) as ours, np.load(world.run.out / made.relative_to(out)) as native:
+        assert not np.array_equal(ours["amplified"], native["amplified"])
 
 
 def test_another_point_leaves_the_scores_of_the_others(world: World, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from wsss_nb.cli import main
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import OURS, grid, refined_variant
 from wsss_nb.experiment.profiles import PROFILES, Profile, load_profile
-from wsss_nb.stages.affinitynet import crf_config
+from wsss_nb.stages.affinitynet import crf_config, resolved_crf
 from wsss_nb.stages.config import CamConfig
 
 
@@ -183,6 +183,18 @@ def test_what_crf_settings_a_profile_takes_the_crf_takes() -> None:
         for value in (lowest, highest):
             crf = load_profile("quick", f"affinitynet.crf.{name}={value}").affinitynet.crf
             assert getattr(crf_config(crf), name) == value
+    assert {load_profile(name).deeplab.crf.backend for name in ("quick", "photos")} == {"auto"}
+
+
+def test_a_crf_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = load_profile("paper").affinitynet.crf
+    assert resolved_crf(named) == named
+    with pytest.raises(InputError, match=r"^crf\.backend: expected a GPU on which Triton's kernels run"):
+        resolved_crf(named.model_copy(update={"backend": "cuda"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert resolved_crf(load_profile("quick").affinitynet.crf).backend == "torch"
+    with pytest.raises(InputError, match=r"^crf\.backend: expected the package pydensecrf2 to be installed"):
+        resolved_crf(named)
 
 
 def test_contradicting_overrides() -> None:

@@ -44,7 +44,13 @@ SEGMENTATION = {
 }  # fmt: skip
 SIAMESE = {"siamese": True, "siamese_scale": 0.3, "dropout": 0.5, "freeze": True}
 WALK = {"radius": 5, "beta": 8, "log_t": 6, "alpha_walk": 6}
-CRF = {"gaussian_sxy": 3, "gaussian_compat": 3, "bilateral_srgb": 13, "bilateral_compat": 10}
+CRF = {
+    "backend": "pydensecrf",
+    "gaussian_sxy": 3,
+    "gaussian_compat": 3,
+    "bilateral_srgb": 13,
+    "bilateral_compat": 10,
+}
 CAM_CRF = {**CRF, "iterations": 10, "bilateral_sxy": 80}
 INFERENCE = {"scales": (0.5, 1, 1.5, 2), "flip": True, "max_normalize": True}
 COMMON: dict[str, Any] = {

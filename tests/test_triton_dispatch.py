@@ -23,7 +23,12 @@ from test_similarity import assert_equal, example, oracle, ours
 import wsss_nb
 from wsss_nb._pairwise import Variant, fused_kernels
 from wsss_nb.benchmarks import gpu
+from wsss_nb.cli import _parser
+from wsss_nb.cli.experiment import _profile
 from wsss_nb.crf import CRFConfig, dense_crf_torch
+from wsss_nb.experiment.grid import grid
+from wsss_nb.experiment.profiles import load_profile
+from wsss_nb.files import read_json
 from wsss_nb.similarity import feature_similarity_loss
 
 CPU = torch.device("cpu")
@@ -283,8 +288,6 @@ def small_run(path: Path) -> tuple[int, str]:
 def test_the_benchmark_checks_its_numbers_and_reports(interpreter, tmp_path):
     code, text = interpreter.submit(small_run, tmp_path / "gpu.json").result()
     assert code == 0
-    from wsss_nb.files import read_json
-
     report = read_json(tmp_path / "gpu.json")
     fixed, learned, crf = report["rows"]
     for row in report["rows"]:
@@ -297,6 +300,72 @@ def test_the_benchmark_checks_its_numbers_and_reports(interpreter, tmp_path):
     assert crf["labels_that_agree"] > 0.5 and crf["met"] == (crf["seconds"] <= 1)
     lines = text.splitlines()
     assert lines[0].startswith("GPU, torch") and {line.count("|") for line in lines[1:]} == {12}
+
+
+def test_a_gpu_without_the_kernels_is_measured_and_no_row_is_lost(monkeypatch, tmp_path, capsys):
+    """A GPU of capability 7.0 that breaks down at the last but one of six rows."""
+    path = tmp_path / "gpu.json"
+    for name, value in {"is_available": True, "current_device": 0, "get_device_name": "V100"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
+    monkeypatch.setattr(gpu, "fused_kernels", lambda device: None)
+    monkeypatch.setattr(gpu, "matrix_product_rate", lambda device: 1e12)
+    monkeypatch.setattr(gpu, "manifest", lambda: {})
+    wanted = [(stage, precision) for precision in ("float32", "float16") for stage in gpu.STAGES]
+    written = []
+
+    def row(stage, profile, device, precision, repeats):
+        written.append(len(read_json(path)["training"]))
+        if len(written) == broken:
+            raise RuntimeError("the GPU is lost")
+        return {"stage": stage, "precision": precision, "batch_size": 8, "size": 448, "out_of_memory": "GPU"}
+
+    monkeypatch.setattr(gpu, "training_row", row)
+    broken = 5
+    with pytest.raises(RuntimeError, match="the GPU is lost"):
+        gpu.main(["--json", str(path)])
+    assert written == [0, 1, 2, 3, 4]
+    report = read_json(path)
+    assert [(found["stage"], found["precision"]) for found in report["training"]] == wanted[:4]
+    assert report["rows"] == [] and report["note"] in capsys.readouterr().out
+    assert report["note"] == "Triton's kernels do not run on V100: their rows are left out"
+    broken = 0
+    assert gpu.main(["--json", str(path)]) == 0
+    assert len(read_json(path)["training"]) == 6
+
+
+def test_kernel_rows_out_of_memory_are_rows(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    for name, value in {"is_available": True, "current_device": 0, "get_device_name": "GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(gpu, "fused_kernels", lambda device: gpu)
+    monkeypatch.setattr(gpu, "matrix_product_rate", lambda device: 1e12)
+    monkeypatch.setattr(gpu, "manifest", lambda: {})
+
+    def fails(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for name in ("similarity_row", "crf_row"):
+        monkeypatch.setattr(gpu, name, fails)
+    assert gpu.main(["--steps", "0", "--json", str(path)]) == 0
+    rows = read_json(path)["rows"]
+    assert [row["out_of_memory"] for row in rows] == ["CUDA out of memory"] * 3
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {12}
+    assert sum("| out of memory |" in line for line in table) == 3
+    assert "mu and sigma learned" in table[3] and "dense CRF" in table[4]
+
+
+def test_the_command_for_figure_2_on_photographs_is_the_whole_of_it():
+    """lambda 0, .25, .5, .75, 1 x FSL x 3 seeds, average pooling and SEAM; ours and SEAM through all stages."""
+    program, *words = gpu.FIGURE_2.split()
+    options = _parser(words).parse_args(words)
+    profile = _profile(options)
+    assert program == "wsss-nb" and options.figures == "figures/photos" and options.only == ()
+    weights = {(point.weight, point.fsl) for point in grid(profile) if point.method == "sampling"}
+    assert weights == {(weight, fsl) for weight in (0, 0.25, 0.5, 0.75, 1) for fsl in (False, True)}
+    assert len(grid(profile)) == 12 and profile.seeds == (0, 1, 2) and profile.refine == ("ours", "seam")
+    assert profile.cam == load_profile("photos").cam
 
 
 def test_the_rate_of_a_matrix_product():

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
     from wsss_nb.cluster import Cluster
 
 __all__ = [
@@ -62,13 +64,18 @@ def follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(parent: int, threads: int) -> None:
+def _start(parent: int, threads: int, started: Synchronized[int] | None = None) -> None:
+    """Of a pool's workers that compute on GPUs the i-th takes GPU i, or i modulo their number."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers by itself
     os.environ["WSSS_NB_HEADLESS"] = "1"
     torch.set_num_threads(threads)
     follow_parent(parent)
+    if started is not None and (count := torch.cuda.device_count()):
+        with started.get_lock():
+            number, started.value = started.value, started.value + 1
+        torch.cuda.set_device(number % count)
 
 
 def finished_results(
@@ -89,7 +96,8 @@ def finished_results(
         jobs: its arguments; the keys name the jobs.
         workers: number of processes; 0 computes in this process, a cluster makes each job a task.
         name: of the work, for the error.
-        gpu: whether a job on a cluster wants a GPU.
+        gpu: whether a job wants a GPU: on a cluster one of its own, where there are any; in processes the
+            machine's GPUs are dealt out in turn.
 
     Raises:
         WorkerDiedError: a worker ended without an answer.
@@ -102,7 +110,8 @@ def finished_results(
             yield from ((key, function(*job)) for key, job in jobs.items())
         return
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs) or 1), spawn, _start, (os.getpid(), 1))
+    started = spawn.Value("i", 0) if gpu else None
+    pool = ProcessPoolExecutor(min(workers, len(jobs) or 1), spawn, _start, (os.getpid(), 1, started))
     try:
         keys = {pool.submit(function, *job): key for key, job in jobs.items()}
         for future in as_completed(keys):

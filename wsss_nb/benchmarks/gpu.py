@@ -1,10 +1,14 @@
-"""The fused kernels on a real GPU, in one command: ``python -m wsss_nb.benchmarks.gpu``.
+"""The fused kernels and the paper's training on a real GPU, in one command: ``python -m wsss_nb.benchmarks.gpu``.
 
 Measures the feature similarity loss against all pairs in torch, and the dense CRF with exact messages; checks the
-numbers in float64 first. Then a training step of each stage of the paper's profile, at its crop and batch, in float32
-and bfloat16: images per second, peak memory, the loss's share, hours in all. Prints tables and writes JSON. Times are
-wall-clock medians of whole calls, from Python to the finished result. Without a CUDA device it says so and ends with
-exit code 2.
+numbers in float64 first. A GPU on which Triton's kernels do not run goes without these rows. Then a training step of
+each stage of the paper's profile, at its crop and batch, in float32 and bfloat16 (float16 before Ampere): images per
+second, peak memory, the loss's share, hours in all. Prints tables; writes JSON after every row, also after one for which
+memory did not suffice. Times are wall-clock medians of whole calls, from Python to the finished result. Without a CUDA
+device it says so and ends with exit code 2.
+
+The photographs' part is a run, :data:`FIGURE_2`: it was not made, for want of a GPU. ``figures/photos`` holds lambda 0
+and 1 only, and stages 2 and 3 of our method only.
 
 Operations are counted for the pairs that have to be visited, an addition, a multiplication, a root or a power
 as one each, a multiply-add as two. Their limit is the rate of a large float32 matrix product (no TF32) on the same
@@ -17,6 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -28,28 +33,39 @@ from wsss_nb._pairwise import fused_kernels, pairwise_form
 from wsss_nb.benchmarks.measure import interleaved
 from wsss_nb.benchmarks.references import all_pairs_loss
 from wsss_nb.benchmarks.rows import REACH, SIGMA, _maps, pixels_times_window
-from wsss_nb.benchmarks.training import summary, training_rows
+from wsss_nb.benchmarks.training import STAGES, Precision, out_of_memory, summary, training_row
 from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_torch
 from wsss_nb.experiment.profiles import load_profile
 from wsss_nb.experiment.provenance import manifest
 from wsss_nb.files import write_json
 from wsss_nb.similarity import feature_similarity_loss
 
-__all__ = ["crf_row", "crf_scene", "main", "operations_per_pair", "similarity_row"]
+__all__ = ["FIGURE_2", "crf_row", "crf_scene", "main", "operations_per_pair", "similarity_row"]
 
 B, K, SIZE, MU = 8, 21, 56, 2.5
 HEIGHT, WIDTH = 375, 500
 LARGEST_ERROR = 1e-5  # of the largest value, against float64
 SPEED_UP, CRF_SECONDS = 20.0, 1.0  # targets on an H200
 
+FIGURE_2 = (
+    "wsss-nb run --profile photos --data FOLDER --lambdas 0,0.25,0.5,0.75,1 --seeds 0,1,2 --refine ours,seam "
+    "--out runs/photos_full --figures figures/photos"
+)
+"""All of Figure 2 and Table 1 on photographs: five lambdas with and without the feature-similarity loss, average pooling
+and SEAM, three seeds each; all three stages of ours and SEAM (``FOLDER`` as ``wsss-nb data msrc`` makes it)."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; see the module's text.
 
     Returns:
-        0; 1 if a result is wrong; 2 if there is no GPU on which the kernels run.
+        0; 1 if a result is wrong; 2 if there is no GPU.
     """
-    parser = argparse.ArgumentParser(prog="python -m wsss_nb.benchmarks.gpu", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wsss_nb.benchmarks.gpu",
+        description="Measure the fused kernels and the steps of the paper's training.",
+        epilog=f"All of Figure 2 on photographs, best on a GPU too: {FIGURE_2}",
+    )
     parser.add_argument("--repeats", type=int, default=50, help="timed runs of each loss (default: 50)")
     parser.add_argument("--steps", type=int, default=20, help="timed training steps; 0 = none (default: 20)")
     parser.add_argument("--json", default="gpu_benchmark.json", help="where to write (default: %(default)s)")
@@ -63,26 +79,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device)
-    kernels = fused_kernels(device)
-    if kernels is None:
-        print(f"device: expected one on which Triton kernels run, got {name}", file=sys.stderr)
-        return 2
     limit = matrix_product_rate(device)
-    rows = [similarity_row(device, learned, options.repeats, limit) for learned in (False, True)]
-    rows.append(crf_row(device, crf_scene(HEIGHT, WIDTH, K), min(options.repeats, 5), limit))
-    profile = load_profile("paper")
-    training = [
-        row
-        for precision in ("float32", "bfloat16")
-        for row in (training_rows(profile, device, precision, repeats=options.steps) if options.steps else ())
-    ]
-    facts = {"device": name, "float32_matrix_product_flops": limit, "torch": torch.__version__}
     print(f"{name}, torch {torch.__version__}, float32 matrix product {limit / 1e12:.1f} TFLOP/s")
-    print(table(rows))
-    if training:
+    kernels = fused_kernels(device) is not None
+    note = "" if kernels else f"Triton's kernels do not run on {name}: their rows are left out"
+    rows: list[dict[str, Any]] = []
+    training: list[dict[str, Any]] = []
+    report: dict[str, Any] = {
+        "device": name, "float32_matrix_product_flops": limit, "torch": torch.__version__, "note": note,
+        "rows": rows, "training": training, "manifest": manifest(),
+    }  # fmt: skip
+
+    write_json(options.json, report)
+
+    def keep(section: list[dict[str, Any]], row: dict[str, Any]) -> None:
+        section.append(row)
+        write_json(options.json, report)
+
+    if kernels:
+        for learned in (False, True):
+            work = partial(similarity_row, device, learned, options.repeats, limit)
+            keep(rows, {"work": similarity_title(learned)} | out_of_memory(work))
+        scene = crf_scene(HEIGHT, WIDTH, K)
+        work = partial(crf_row, device, scene, min(options.repeats, 5), limit)
+        keep(rows, {"work": crf_title(scene[1])} | out_of_memory(work))
+    print(table(rows) if kernels else note)
+    if options.steps:
+        profile = load_profile("paper")
+        mixed: Precision = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+        precisions: tuple[Precision, ...] = ("float32", mixed)
+        for precision in precisions:
+            for stage in STAGES:
+                keep(training, training_row(stage, profile, device, precision, repeats=options.steps))
         print(summary(training, profile))
-    write_json(options.json, {**facts, "rows": rows, "training": training, "manifest": manifest()})
-    return 0 if all(row["error"] <= LARGEST_ERROR for row in rows) else 1
+    return 0 if all(row.get("error", 0) <= LARGEST_ERROR for row in rows) else 1
 
 
 def operations_per_pair(channels: int, colours: int = 3, learned: bool = False) -> int:
@@ -93,6 +123,12 @@ def operations_per_pair(channels: int, colours: int = 3, learned: bool = False) 
     """
     product = 2 * (channels + 2)
     return 2 * colours - 1 + 8 + 7 + 1 + product + (product + 8 if learned else 0)
+
+
+def similarity_title(learned: bool) -> str:
+    """What :func:`similarity_row` measures."""
+    state = "learned" if learned else "fixed"
+    return f"feature similarity, forward + backward, B {B}, K {K}, {SIZE}x{SIZE}, mu and sigma {state}"
 
 
 def similarity_row(device: torch.device, learned: bool, repeats: int, limit: float) -> dict[str, Any]:
@@ -121,8 +157,7 @@ def similarity_row(device: torch.device, learned: bool, repeats: int, limit: flo
     seconds = interleaved(works, repeats)
     operations = B * pixels_times_window(SIZE, REACH) * operations_per_pair(K, learned=learned)
     return {
-        "work": f"feature similarity, forward + backward, B {B}, K {K}, {SIZE}x{SIZE}, mu and sigma "
-        + ("learned" if learned else "fixed"),
+        "work": similarity_title(learned),
         "seconds": seconds[0],
         "operator_seconds": seconds[2],
         "memory_mb": memory[0],
@@ -149,6 +184,13 @@ def crf_scene(height: int, width: int, labels: int) -> tuple[np.ndarray, np.ndar
     return photograph.round().astype(np.uint8), (2 * smooth).softmax(0).numpy()
 
 
+def crf_title(scores: np.ndarray) -> str:
+    """What :func:`crf_row` measures."""
+    labels, height, width = scores.shape
+    iterations = CRFConfig().iterations
+    return f"dense CRF, exact messages, {width}x{height}, {labels} labels, {iterations} iterations"
+
+
 def crf_row(
     device: torch.device, scene: tuple[np.ndarray, np.ndarray], repeats: int, limit: float
 ) -> dict[str, Any]:
@@ -167,7 +209,7 @@ def crf_row(
     (seconds,) = interleaved([ours], repeats)
     products = config.iterations * (15 + 2 * labels) + (15 + 2)  # the last for the normaliser
     row = {
-        "work": f"dense CRF, exact messages, {width}x{height}, {labels} labels, {config.iterations} iterations",
+        "work": crf_title(scores),
         "seconds": seconds,
         "memory_mb": memory,
         "error": error,
@@ -230,6 +272,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---:|---:|---|---:|---:|---:|---:|---|---|---|",
     ]
     for row in rows:
+        if "out_of_memory" in row:
+            lines.append(f"| {row['work']} | out of memory |{' |' * 9}")
+            continue
         result = row["result"]
         if "labels_that_agree" in row:
             agree, difference = row["labels_that_agree"], row["mean_difference"]

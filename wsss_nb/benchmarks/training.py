@@ -28,9 +28,10 @@ from wsss_nb.stages.loop import build_optimizer
 from wsss_nb.stages.objectives import paper_objective
 from wsss_nb.stages.views import Batch, training_precision
 
-__all__ = ["STAGES", "hours_of", "steps_of", "summary", "training_rows"]
+__all__ = ["STAGES", "Precision", "hours_of", "out_of_memory", "steps_of", "summary", "training_row"]
 
 Stage = Literal["cam", "affinitynet", "deeplab"]
+Precision = Literal["float32", "bfloat16", "float16"]
 STAGES: tuple[Stage, ...] = ("cam", "affinitynet", "deeplab")
 IMAGES = 10_582  # train_aug
 CLASSES = 21
@@ -52,44 +53,58 @@ def hours_of(seconds: dict[str, float], profile: Profile, images: int = IMAGES) 
     return {stage: steps_of(getattr(profile, stage), images) * seconds[stage] / 3600 for stage in seconds}
 
 
-def training_rows(
+def out_of_memory(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """``work()``, or ``out_of_memory`` with the reason where the GPU's memory does not suffice."""
+    try:
+        return work()
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+    finally:  # what the work held is gone by now, or goes with the error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return {"out_of_memory": reason}
+
+
+def training_row(
+    stage: Stage,
     profile: Profile,
     device: torch.device,
-    precision: Literal["float32", "bfloat16", "float16"],
+    precision: Precision,
     *,
     repeats: int = 20,
     size: int | None = None,
     batch_size: int | None = None,
-) -> list[dict[str, Any]]:
-    """A row for each stage, with the profile's own crop and batch unless told otherwise.
+) -> dict[str, Any]:
+    """A stage, with the profile's own crop and batch unless told otherwise.
 
     Returns:
         ``stage``, ``precision``, ``batch_size``, ``size``, ``seconds`` (median of a step), ``images_per_second``,
-        ``memory_mb`` (peak, on a GPU); of stage 1 also ``similarity_seconds``, ``similarity_share``,
-        ``all_pairs_seconds`` (of the same loss over all pairs) and ``all_pairs_step_seconds`` (a step with that).
+        ``memory_mb`` (peak, on a GPU), or as :func:`out_of_memory`; of stage 1 also ``similarity_seconds``,
+        ``similarity_share`` and, where memory suffices, ``all_pairs_seconds`` (of the same loss over all pairs) and
+        ``all_pairs_step_seconds`` (a step with that).
     """
-    rows = []
-    for stage in STAGES:
-        config: TrainingConfig = getattr(profile, stage).model_copy(update={"precision": precision})
-        images = batch_size or config.batch_size
-        step, similarity = _prepared(stage, profile, config, device, images, size or config.views.crop)
+    config: TrainingConfig = getattr(profile, stage).model_copy(update={"precision": precision})
+    images, side = batch_size or config.batch_size, size or config.views.crop
+
+    def measured() -> dict[str, Any]:
+        step, similarity = _prepared(stage, profile, config, device, images, side)
         seconds, memory = _measured(step, device, repeats)
-        row: dict[str, Any] = {
-            "stage": stage, "precision": precision, "batch_size": images, "size": size or config.views.crop,
-            "seconds": seconds, "images_per_second": images / seconds, "memory_mb": memory,
-        }  # fmt: skip
-        if similarity is not None:
-            ours = _measured(partial(similarity, feature_similarity_loss), device, repeats)[0]
+        row = {"seconds": seconds, "images_per_second": images / seconds, "memory_mb": memory}
+        if similarity is None:
+            return row
+        ours = _measured(partial(similarity, feature_similarity_loss), device, repeats)[0]
+
+        def all_pairs() -> dict[str, Any]:
             pairs = _measured(partial(similarity, all_pairs_loss), device, repeats)[0]
-            row |= {
-                "similarity_seconds": ours, "similarity_share": ours / seconds, "all_pairs_seconds": pairs,
-                "all_pairs_step_seconds": seconds - ours + pairs,
-            }  # fmt: skip
-        rows.append(row)
-        del step, similarity
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return rows
+            return {"all_pairs_seconds": pairs, "all_pairs_step_seconds": seconds - ours + pairs}
+
+        beside = out_of_memory(all_pairs)
+        if "out_of_memory" in beside:
+            beside = {"all_pairs_out_of_memory": beside["out_of_memory"]}
+        return row | {"similarity_seconds": ours, "similarity_share": ours / seconds} | beside
+
+    row = {"stage": stage, "precision": precision, "batch_size": images, "size": side}
+    return row | out_of_memory(measured)
 
 
 Loss = Callable[..., Tensor]
@@ -200,15 +215,25 @@ def summary(rows: Sequence[dict[str, Any]], profile: Profile) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
+        what = f"| {row['stage']} | {row['precision']} | {row['batch_size']} x {row['size']} px |"
+        if "out_of_memory" in row:
+            lines.append(f"{what} out of memory | | | | |")
+            continue
         share = f"{row['similarity_share']:.1%}" if "similarity_share" in row else ""
         pairs = f"{1e3 * row['all_pairs_step_seconds']:.0f} ms" if "all_pairs_step_seconds" in row else ""
+        if "all_pairs_out_of_memory" in row:
+            pairs = "out of memory"
         lines.append(
-            f"| {row['stage']} | {row['precision']} | {row['batch_size']} x {row['size']} px "
-            f"| {row['images_per_second']:.1f} | {1e3 * row['seconds']:.0f} | {row['memory_mb']:.0f} | {share} | {pairs} |"
+            f"{what} {row['images_per_second']:.1f} | {1e3 * row['seconds']:.0f} | {row['memory_mb']:.0f} "
+            f"| {share} | {pairs} |"
         )
     for precision in dict.fromkeys(row["precision"] for row in rows):
-        seconds = {row["stage"]: row["seconds"] for row in rows if row["precision"] == precision}
-        hours = hours_of(seconds, profile)
+        found = [row for row in rows if row["precision"] == precision]
+        lacking = [row["stage"] for row in found if "out_of_memory" in row]
+        if lacking:
+            lines.append(f"\n{precision}: no hours, {' and '.join(lacking)} ran out of memory.")
+            continue
+        hours = hours_of({row["stage"]: row["seconds"] for row in found}, profile)
         each = ", ".join(f"{stage} {value:.1f}" for stage, value in hours.items())
         lines.append(
             f"\n{precision}: {sum(hours.values()):.1f} hours of training on one such device ({each}), inference and CRF "

@@ -51,7 +51,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|FILE",
         help="for AffinityNet: CAMs NAME.npz, or the CAM network that makes them",
     )
-    group.add_argument("--out", metavar="DIR", help="label maps; default: runs/evaluate/CHECKPOINT-SPLIT")
+    group.add_argument(
+        "--out", metavar="DIR",
+        help="label maps; default: runs/evaluate/CHECKPOINT-DIGEST-SPLIT, of the file's name and its SHA-256",
+    )  # fmt: skip
     add_profile_flags(parser, Profile)
     parser.set_defaults(handler=_evaluate)
 
@@ -103,7 +106,8 @@ def _checkpoint_scores(options: argparse.Namespace, folder: VOCFolder) -> dict[s
     identity = checkpoint.identity
     profile = load_profile(options.profile or profile_for(identity.backbone), options.overrides)
     method: Literal["ours", "seam"] = options.method or "ours"
-    name = f"{checkpoint.path.stem}-{options.split}"
+    # a run's checkpoints all have one name
+    name = f"{checkpoint.path.stem}-{checkpoint.digest[:8]}-{options.split}"
     out = Path(options.out) if options.out else Path("runs") / "evaluate" / name
     print(
         f"{checkpoint.path}: network {identity.network} ({method}) on {identity.backbone}, "

@@ -19,10 +19,10 @@ _MAX_FILE = 64 << 20  # bytes; the largest image of VOC has a hundredth
 def read_archive(
     path: Path, wanted: Callable[[PurePosixPath], bool]
 ) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """The wanted files of a tar archive (plain, gz, bz2, xz) as path and bytes, one pass.
+    """The wanted files of a tar archive (plain, gz, bz2, xz) as path and bytes.
 
-    Nothing is written here. An archive in which any name is absolute or climbs out by ``..`` is refused whole; so is a
-    wanted entry that is a link or a device.
+    Nothing is written here. All entries are looked at before the first file is read: an archive in which any name is
+    absolute or climbs out by ``..``, or a wanted entry is a link, a device or too large, is refused whole.
 
     Args:
         path: the archive.
@@ -38,6 +38,7 @@ def read_archive(
     """
     try:
         with tarfile.open(path, "r:*") as archive:
+            chosen = []
             for member in archive:
                 inside = _inside(path, member.name)
                 if member.isdir() or not wanted(inside):
@@ -48,6 +49,8 @@ def read_archive(
                     raise InputError(
                         f"{path}: expected files up to {_MAX_FILE} bytes, got {member.name!r} of {member.size}"
                     )
+                chosen.append((inside, member))
+            for inside, member in chosen:
                 file = archive.extractfile(member)
                 assert file is not None  # a regular file
                 yield inside, file.read()

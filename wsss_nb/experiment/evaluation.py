@@ -227,11 +227,14 @@ def _walks(
 
 def _segmentations(checkpoint: Checkpoint, folder: VOCFolder, profile: Profile, out: Path) -> None:
     config = profile.deeplab
+    backend = None if config.crf is None else affinitynet.resolved_crf(config.crf).backend
 
     def work(out: Path) -> dict[str, Any]:
         net = load_network(checkpoint, folder.num_classes, "ours")
         deeplab.write_predictions(net, folder, config, out, profile.workers)
         return {}
 
-    settings = config.model_dump(mode="json", include={"scales", "flip", "crf", "precision"})
-    run_step(out, _inputs("deeplab", checkpoint, folder, config=settings), work)
+    settings = config.model_dump(
+        mode="json", include={"scales", "flip", "crf", "precision"}, exclude={"crf": {"backend"}}
+    )
+    run_step(out, _inputs("deeplab", checkpoint, folder, config=settings, backend=backend), work)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from wsss_nb.cluster import requested_cluster
-from wsss_nb.crf import resolve_backend
 from wsss_nb.data import VOCFolder, read_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.grid import Variant, grid, refined_variant
@@ -203,13 +202,15 @@ class Run:
     def train_affinitynet(self, method: str = "ours", on_epoch: OnEpoch | None = None) -> dict[str, Any]:
         """CRF maps, AffinityNet and random walk on the CAMs of ``method`` (first seed); a row of ``results["stages"]``."""
         variant, config, seed = self._refined(method)
+        crf_parameters = affinitynet.resolved_crf(config.crf, self.workers)
+        config = config.model_copy(update={"crf": crf_parameters})
         source = self.train_cam(variant.name, seed)
         cam_config, inference = self.cam_config(variant), self.inference_config(variant)
         backbone, base = self.profile.backbone, self.out / "affinitynet" / method / f"seed{seed}"
         weights, _ = self.pretrain()
         checkpoint = self.out / source["folder"] / "model" / cam.CHECKPOINT
         upstream = read_json(self.out / source["folder"] / "model" / "manifest.json")["key"]
-        settings = config.model_dump(mode="json")
+        settings = config.model_dump(mode="json", exclude={"crf": {"backend"}})
 
         def cams(out: Path) -> dict[str, Any]:
             net = cam.load_cam(backbone, self.train.num_classes, cam_config, checkpoint)
@@ -227,7 +228,7 @@ class Run:
         maps = self._step(
             base / "crf",
             self._inputs(
-                "affinitynet", config=crf_inputs, backend=resolve_backend("auto"), upstream=made["key"]
+                "affinitynet", config=crf_inputs, backend=crf_parameters.backend, upstream=made["key"]
             ),
             crf,
         )
@@ -287,8 +288,9 @@ class Run:
     def train_deeplab(self, method: str = "ours", on_epoch: OnEpoch | None = None) -> dict[str, Any]:
         """DeepLab on the pseudo-labels of ``method``, scored on the val split after the CRF."""
         variant, _, seed = self._refined(method)
-        self.train_affinitynet(method)
         config, backbone = self.profile.deeplab, self.profile.backbone
+        backend = None if config.crf is None else affinitynet.resolved_crf(config.crf).backend
+        self.train_affinitynet(method)
         labels = self.out / "affinitynet" / method / f"seed{seed}" / "train"
         upstream = read_json(labels / "manifest.json")["key"]
         base = self.out / "deeplab" / method / f"seed{seed}"
@@ -300,7 +302,7 @@ class Run:
             )
             return {"history": history}
 
-        settings = config.model_dump(mode="json")
+        settings = config.model_dump(mode="json", exclude={"crf": {"backend"}})
         inputs = self._inputs(
             "deeplab",
             config=settings,
@@ -321,7 +323,7 @@ class Run:
             "deeplab",
             config=settings,
             upstream=model["key"],
-            backend=resolve_backend("auto"),
+            backend=backend,
             **self._scoring(),
         )
         scored = self._step(base / "val", inputs, scoring)

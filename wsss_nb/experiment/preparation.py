@@ -82,10 +82,12 @@ def initial_weights(profile: Profile) -> dict[str, Any] | None:
     path = project_root() / profile.imagenet_weights
     if not path.is_file():
         raise InputError(
-            f"imagenet_weights: expected the file of ResNet-38's ImageNet weights for MXNet, got no file {path} "
-            "(--imagenet_weights FILE; empty for a random start)"
+            "imagenet_weights: expected the file of ResNet-38's ImageNet weights for MXNet (Model A1 of "
+            f"https://github.com/itijyou/ademxapp), got no file {path} (--imagenet_weights FILE; empty for a random start)"
         )
-    return {"path": str(path.resolve()), "sha256": sha256_file(path)}
+    digest = sha256_file(path)
+    print(f"{path.name}: SHA-256 {digest}", flush=True)
+    return {"path": str(path.resolve()), "sha256": digest}
 
 
 def _root(data: DataConfig, out: Path) -> Path:

@@ -177,7 +177,11 @@ def _paper() -> Profile:
     """
     views = ViewsConfig(loader_workers=8)
     cam = CamConfig(optimizer=_QUIRK, views=views, learn_similarity=True)
-    affinity = AffinityNetConfig(optimizer=_QUIRK, views=views.model_copy(update={"long_side": None}))
+    affinity = AffinityNetConfig(
+        optimizer=_QUIRK,
+        views=views.model_copy(update={"long_side": None}),
+        crf=CRFStageConfig(backend="pydensecrf"),
+    )
     return Profile(
         name="paper",
         data=DataConfig(kind="voc", train_split="train_aug"),
@@ -186,7 +190,11 @@ def _paper() -> Profile:
         seam=CamConfig(method="seam", pooling="average", optimizer=_QUIRK, views=views),
         affinitynet=affinity,
         seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
-        deeplab=DeepLabConfig(iterations=20_000, views=views),
+        deeplab=DeepLabConfig(
+            iterations=20_000,
+            views=views,
+            crf=CRFStageConfig(backend="pydensecrf", iterations=1, bilateral_sxy=32),
+        ),
     )
 
 

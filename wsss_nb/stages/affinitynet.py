@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
-from wsss_nb.crf import Backend, CRFConfig, dense_crf_many, resolve_backend
+from wsss_nb.crf import CRFConfig, dense_crf_many, resolve_backend
 from wsss_nb.data import VOCFolder, save_label_map, to_tensor
 from wsss_nb.errors import InputError
 from wsss_nb.files import atomic_path
@@ -35,6 +35,7 @@ __all__ = [
     "image_affinity",
     "load_affinitynet",
     "load_cam_file",
+    "resolved_crf",
     "train_affinitynet",
     "walk",
     "write_pseudo_labels",
@@ -62,7 +63,27 @@ def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def crf_config(config: CRFStageConfig) -> CRFConfig:
     """The CRF's own parameter object."""
-    return CRFConfig(**config.model_dump())
+    return CRFConfig(**config.model_dump(exclude={"backend"}))
+
+
+def resolved_crf(config: CRFStageConfig, workers: Workers = 0) -> CRFStageConfig:
+    """``config`` with the backend that it stands for where the CRF is computed.
+
+    For "auto" a cluster is asked by a task: the machine that starts a run may have a GPU where the cluster has none.
+    What is named is found, or missed, by the tasks themselves.
+
+    Raises:
+        InputError: the backend cannot be had.
+    """
+    name = config.backend
+    try:
+        if isinstance(workers, int):
+            return config.model_copy(update={"backend": resolve_backend(name)})
+    except ImportError as error:
+        raise InputError(f"crf.{error}") from error
+    if name == "auto":
+        ((_, name),) = finished_results(resolve_backend, {"backend": (name,)}, workers, "CRF", gpu=True)
+    return config.model_copy(update={"backend": name})
 
 
 def _scores(cam: np.ndarray, alpha: float) -> np.ndarray:
@@ -76,22 +97,24 @@ def crf_maps(
     config: AffinityNetConfig,
     out: Path,
     workers: Workers,
-    backend: Backend = "auto",
 ) -> None:
     """Dense CRF on every CAM twice, with the background amplified and weakened: ``out/NAME.npz``.
 
     Background (1 - max)^alpha with ``alpha_amplified`` (2 in the paper) and ``alpha_weakened`` (4). Runs in worker
     processes; files that exist are kept. Each file holds ``classes`` (0 first), ``amplified`` and ``weakened``
     (n + 1, H, W) float16. On a cluster the tasks read and write the files of some images each.
+
+    Raises:
+        InputError: the CRF's backend cannot be had, or a CAM is missing.
     """
     mine = processes().share(folder.names)
     todo = [name for name in mine if not (out / f"{name}.npz").exists()]
-    backend = resolve_backend(backend)  # here: another machine may have other packages
+    parameters = resolved_crf(config.crf, workers)
+    backend = parameters.backend
     if not isinstance(workers, int):
+        config = config.model_copy(update={"crf": parameters})  # the same for all tasks
         parts = [todo[start : start + CRF_TASK] for start in range(0, len(todo), CRF_TASK)]
-        tasks = {
-            f"{part[0]} to {part[-1]}": (folder.subset(part), cams, config, out, 0, backend) for part in parts
-        }
+        tasks = {f"{part[0]} to {part[-1]}": (folder.subset(part), cams, config, out, 0) for part in parts}
         for _ in progress(
             finished_results(crf_maps, tasks, workers, "CRF", gpu=backend == "cuda"), "CRF", len(tasks)
         ):
@@ -105,7 +128,7 @@ def crf_maps(
             for alpha in alphas:
                 yield image, _scores(cam, alpha)
 
-    results = dense_crf_many(jobs(), crf_config(config.crf), workers, backend)
+    results = dense_crf_many(jobs(), crf_config(parameters), workers, backend)
     for name in progress(todo, "CRF"):
         amplified, weakened = next(results), next(results)
         classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])

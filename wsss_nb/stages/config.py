@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from wsss_nb.config import Config
+from wsss_nb.crf import Backend
 from wsss_nb.pseudo_labels import parse_background_rule
 from wsss_nb.similarity import MU_RANGE, SIGMA_RANGE, Normalization
 
@@ -166,6 +167,11 @@ class InferenceConfig(Config):
 class CRFStageConfig(Config):
     """Dense CRF parameters, widths in pixels (sxy) and grey levels (srgb)."""
 
+    backend: Backend = Field(
+        "auto",
+        description="what computes it: pydensecrf as in the paper, torch, cuda; auto = cuda, pydensecrf or torch, the "
+        "first that can be had",
+    )
     iterations: Annotated[int, Field(ge=0, le=100)] = 10
     bilateral_sxy: Width = 80
     bilateral_srgb: Width = 13

@@ -15,7 +15,7 @@ from wsss_nb.crf import dense_crf_many
 from wsss_nb.data import VOCFolder, read_label_map, save_label_map, to_tensor
 from wsss_nb.models import create_deeplab, fixed_weights
 from wsss_nb.similarity import feature_similarity_loss
-from wsss_nb.stages.affinitynet import crf_config
+from wsss_nb.stages.affinitynet import crf_config, resolved_crf
 from wsss_nb.stages.config import DeepLabConfig
 from wsss_nb.stages.engine import prepare_network
 from wsss_nb.stages.loaders import training_views
@@ -119,6 +119,9 @@ def write_predictions(
     """Label maps of the split, ``out/NAME.png``, with the CRF in ``workers``; files that exist are kept.
 
     No image-level labels are used: this is the final segmentation.
+
+    Raises:
+        InputError: the CRF's backend cannot be had.
     """
     mine = processes().share(folder.names)
     todo = [name for name in mine if not (out / f"{name}.png").exists()]
@@ -131,7 +134,8 @@ def write_predictions(
     if config.crf is None:
         results: Iterator[np.ndarray] = (probabilities for _, probabilities in jobs())
     else:
-        results = dense_crf_many(jobs(), crf_config(config.crf), workers)
+        crf = resolved_crf(config.crf)  # here, for "cuda" computes in this process
+        results = dense_crf_many(jobs(), crf_config(crf), workers, crf.backend)
     with fixed_weights():
         for name, scores in progress(
             zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsss_nb.crf import resolve_backend
+from wsss_nb.stages.affinitynet import resolved_crf
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, DeepLabConfig, InferenceConfig
 
 __all__ = ["affinitynet_protocol", "cam_protocol", "deeplab_protocol"]
@@ -43,9 +43,7 @@ def affinitynet_protocol(config: AffinityNetConfig, inference: InferenceConfig |
 
 def deeplab_protocol(config: DeepLabConfig) -> dict[str, Any]:
     """Of the label maps of ``stages.deeplab.write_predictions``."""
-    crf = None
-    if config.crf is not None:
-        crf = {"backend": resolve_backend("auto"), **config.crf.model_dump(mode="json")}
+    crf = None if config.crf is None else resolved_crf(config.crf).model_dump(mode="json")
     return {
         "stage": "deeplab",
         "background": "network",
