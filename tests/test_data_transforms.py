@@ -304,6 +304,35 @@ def test_one_setting_does_not_change_what_another_draws() -> None:
         assert torch.equal(plain, shifted)
 
 
+def _cubic_matrix(length: int, wanted: int) -> np.ndarray:
+    """OpenCV's cubic: Keys' kernel with a = -3/4 at half-pixel centres, the border repeated; (wanted, length)."""
+
+    def kernel(x: float) -> float:
+        x, a = abs(x), -0.75
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    matrix = np.zeros((wanted, length))
+    for row in range(wanted):
+        place = (row + 0.5) * length / wanted - 0.5
+        for pixel in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+            matrix[row, min(max(pixel, 0), length - 1)] += kernel(place - pixel)
+    return matrix
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.5])
+def test_segmentation_scales_images_by_opencvs_cubic(factor: float) -> None:
+    """Not antialiased, clamped."""
+    image = (torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+    augment = SegmentationAugmentation(None, (factor, factor), flip=False, hsv=0)
+    scaled, _ = augment(image, torch.zeros(30, 40, dtype=torch.int64), seeded_generator(0))
+    rows, columns = (_cubic_matrix(length, round(length * factor)) for length in (30, 40))
+    expected = np.einsum("ih,chw,jw->cij", rows, image.numpy(), columns)
+    np.testing.assert_allclose(scaled.numpy(), expected.clip(0, 1), atol=1e-5)
+    assert expected.max() > 1.05
+
+
 def test_scaled_labels_are_labels_of_the_same_place() -> None:
     labels = torch.zeros(40, 60, dtype=torch.int64)
     labels[10:30, 20:50] = 7

@@ -199,16 +199,21 @@ def test_state_dict_has_the_published_names_and_shapes(create, keys):
     assert {name: str(tuple(value.shape)) for name, value in net.state_dict().items()} == published
 
 
-def test_deeplab_of_resnet38_trains_with_batch_statistics_and_fixed_affine_parameters():
+def test_deeplab_of_resnet38_trains_with_batch_statistics_and_convolutions_only():
+    """The released optimiser gets convolutions: the affine parameters of BatchNorm, the head's too, are in no group."""
     with torch.device("meta"):
         net = create_deeplab("resnet38", 21).train()
     norms = [m for m in net.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 37
     assert all(m.training and m.momentum == 3e-4 and not m.weight.requires_grad for m in norms)
-    assert net.bn_fov.momentum == 3e-4 and net.bn_fov.weight.requires_grad
+    heads = [net.bn_fov, net.bn_fov2]
+    assert all(m.training and m.momentum == 3e-4 and not m.weight.requires_grad for m in heads)
     assert all(p.requires_grad for p in net.backbone.parameters() if p.ndim == 4)
     assert net.conv_fov.dilation == (12, 12)
     groups = net.parameter_groups()
     assert groups["pretrained_biases"] == []
     assert all(p.ndim == 4 for p in groups["pretrained_weights"])
-    assert len(groups["new_biases"]) == 3
+    assert [id(p) for p in groups["new_weights"]] == [
+        id(layer.weight) for layer in (net.conv_fov, net.conv_fov2, net.cls_conv)
+    ]
+    assert [id(p) for p in groups["new_biases"]] == [id(net.cls_conv.bias)]

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 import wsss_nb.models as models
 from wsss_nb.models import (
     CamOutput,
+    DeepLab,
     Network,
     create_affinity_net,
     create_cam_net,
     create_deeplab,
     create_seam_net,
 )
+from wsss_nb.models.resnet38 import ResNet38
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "cam": lambda backbone, **options: create_cam_net(backbone, 5, **options),
@@ -248,6 +250,19 @@ def test_initialisation_follows_the_release():
     assert abs(affinity.f8_5.weight.std().item() / math.sqrt(2 / 1280) - 1) < 0.05
     bound = 4 * math.sqrt(6 / (448 + 448))
     assert 0.98 * bound < affinity.f9.weight.abs().max() <= bound
+
+
+def test_the_head_of_deeplab_starts_as_released():
+    """Normal with variance 2 / fan_out (outputs x 9 for the 3x3, outputs for the 1x1); bias U(-1, 1) / sqrt(inputs)."""
+    torch.manual_seed(0)
+    net = DeepLab(ResNet38(freeze=False, slimmer=4), 21, batch_norm="statistics", released_head=True)
+    assert net.conv_fov.weight.shape == (512, 1024, 3, 3)
+    for layer, fan_out in ((net.conv_fov, 9 * 512), (net.conv_fov2, 512), (net.cls_conv, 21)):
+        assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.03)
+    bound = 512**-0.5
+    assert 0.7 * bound < net.cls_conv.bias.abs().max() <= bound
+    for norm in (net.bn_fov, net.bn_fov2):
+        assert (norm.weight == 1).all() and (norm.bias == 0).all()
 
 
 def test_dropout_drops_whole_channels_of_conv6_in_training_only():

@@ -163,6 +163,9 @@ def test_three_stages_of_the_paper(
             assert not same & set(key for key in frozen if "conv" in key)
             assert {key for key in norms if key.endswith(("weight", "bias"))} <= same
             assert not {key for key in norms if "running" in key} & same
+            for norm in ("net.bn_fov", "net.bn_fov2"):
+                assert (modules[f"{norm}.weight"] == 1).all() and (modules[f"{norm}.bias"] == 0).all()
+                assert modules[f"{norm}.running_mean"].any()
         else:
             assert norms | set(frozen) <= same
     assert saved["epoch"] == 2 and saved["history"][-1]["step"] == 3, "3 iterations are an epoch and a half"
@@ -209,6 +212,36 @@ def test_the_extended_release_adds_the_loss_to_deeplab(images: Path, tmp_path: P
         VOCFolder(images, "train"), "resnet38", config, 0, images / "SegmentationClass", tmp_path
     )
     assert set(row) == {"epoch", "step", "segmentation", "similarity", "seconds"} and row["similarity"] != 0
+
+
+class _Looking(nn.Module):
+    """Keeps the images it is shown; its logits are their means of 8 x 8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.shown: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown.append(images)
+        return nn.functional.avg_pool2d(images, 8)
+
+
+@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
+def test_the_scales_of_the_test_are_interpolated_as_told(name: str) -> None:
+    """A step from 0 to 1, at half and at three times its size: the cubic overshoots and is not clamped."""
+    config = load_profile({"bicubic": "paper", "bilinear": "photos"}[name]).deeplab
+    assert config.interpolation == name
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:, 32:] = 255
+    net = _Looking()
+    config = config.model_copy(update={"scales": (0.5, 3.0), "flip": False})
+    assert deeplab.predict(net, image, config).shape == (3, 32, 64)
+    half, triple = (shown[0, 0, 8].tolist() for shown in net.shown)
+    # halfway between two pixels Keys' weights are (a, 4 - a, 4 - a, a) / 8, a = -3/4
+    low, high = (-0.09375, 1.09375) if name == "bicubic" else (0, 1)
+    assert len(half) == 32 and half[13:19] == pytest.approx([0, 0, low, high, 1, 1])
+    assert len(triple) == 192 and (min(triple) < -0.05) == (name == "bicubic")
 
 
 class _Strided(nn.Module):

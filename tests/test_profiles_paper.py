@@ -68,7 +68,7 @@ COMMON: dict[str, Any] = {
     "affinitynet": {**AFFINITY, **WALK, "crf": CAM_CRF, "alpha_amplified": 2, "alpha_weakened": 4},
     "seam_affinitynet": {**AFFINITY, **WALK, "crf": CAM_CRF, "alpha_amplified": 4, "alpha_weakened": 24},
     "deeplab": {
-        **SEGMENTATION, "scales": (0.5, 0.75, 1, 1.25, 1.5, 1.75), "flip": True,
+        **SEGMENTATION, "scales": (0.5, 0.75, 1, 1.25, 1.5, 1.75), "flip": True, "interpolation": "bicubic",
         "crf": {**CRF, "iterations": 1, "bilateral_sxy": 32}, "mu": 2.5, "sigma": 5,
     },
 }  # fmt: skip
@@ -154,4 +154,5 @@ def test_the_points_that_are_trained() -> None:
 def test_deeplab_trains_its_batch_norm_as_published() -> None:
     spec = BACKBONES["resnet38"]
     assert (spec.deeplab_batch_norm, spec.deeplab_momentum) == ("statistics", 3e-4)
+    assert spec.deeplab_released_head
     assert (spec.deeplab_width, spec.deeplab_reach // 8, spec.output_strides) == (512, 12, (8,))

@@ -71,8 +71,10 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
-def resize(image: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Image (3, H, W) resized to (3, h, w), antialiased where it shrinks, clamped to [0, 1].
+def resize(image: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
+    """Image (3, H, W) resized to (3, h, w), bicubic, clamped to [0, 1].
+
+    With ``antialias`` as Pillow does it (a = -1/2, a wider kernel where the image shrinks), else as OpenCV (a = -3/4).
 
     Example:
         >>> resize(torch.rand(3, 10, 20), (5, 8)).shape
@@ -80,7 +82,9 @@ def resize(image: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tenso
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    resized = F.interpolate(image[None], size=size, mode=mode, align_corners=False, antialias=True)[0]
+    resized = F.interpolate(image[None], size=size, mode="bicubic", align_corners=False, antialias=antialias)[
+        0
+    ]
     return resized.clamp_(0, 1)
 
 
@@ -272,9 +276,10 @@ class CamAugmentation:
 class SegmentationAugmentation:
     """Augmentation of the segmentation stage, jointly on an image and its label map.
 
-    Size times U[scale[0], scale[1]] (image bilinear, labels nearest), crop at a random place with padding
-    (labels 255), horizontal flip with probability 1/2, and a shift of hue by U{-hsv..hsv} * 2 degrees and of
-    saturation and value by U{-hsv..hsv} / 255 (OpenCV's 8-bit HSV units, in which the release draws).
+    Size times U[scale[0], scale[1]] (image bicubic without antialiasing, as released; labels nearest), crop at a
+    random place with padding (labels 255), horizontal flip with probability 1/2, and a shift of hue by
+    U{-hsv..hsv} * 2 degrees and of saturation and value by U{-hsv..hsv} / 255 (OpenCV's 8-bit HSV units, in which
+    the release draws).
 
     Args:
         crop: side or (h, w) of the output in pixels; None keeps the size.
@@ -326,7 +331,7 @@ class SegmentationAugmentation:
         if self.scale is not None:
             factor = self.scale[0] + draw[0] * (self.scale[1] - self.scale[0])
             size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor)))
-            image, labels = resize(image, size, "bilinear"), _resize_labels(labels, size)
+            image, labels = resize(image, size, antialias=False), _resize_labels(labels, size)
         if self.shift:
             down, right = (int(u * (2 * self.shift + 1)) - self.shift for u in draw[7:9])
             image, labels = shift_image(image, down, right), shift_image(labels, down, right)

@@ -160,7 +160,7 @@ def _photos() -> Profile:
         seam_affinitynet=affinity.model_copy(update={"alpha_amplified": 4.0, "alpha_weakened": 24.0}),
         deeplab=DeepLabConfig(
             epochs=12, batch_size=8, optimizer=optimizer, views=views,
-            scales=(0.75, 1.0, 1.25),
+            scales=(0.75, 1.0, 1.25), interpolation="bilinear",
         ),
     )  # fmt: skip
 

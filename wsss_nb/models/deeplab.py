@@ -16,8 +16,13 @@ __all__ = ["DeepLab", "create_deeplab"]
 class DeepLab(Network):
     """3x3 dilated convolution, 1x1 convolution (each with BatchNorm and ReLU), dropout, 1x1 to K classes.
 
-    The state dict's backbone names begin with "backbone.", as published. The head's BatchNorm trains as usual
+    The state dict's backbone names begin with "backbone.", as published. The head's BatchNorm uses batch statistics
     whatever ``batch_norm`` says; a non-default ``momentum`` also holds for the backbone's.
+
+    In the release all three convolutions of the head start from Kaiming's normal distribution by fan-out, the classifier's
+    bias from torch's default, and the optimiser gets convolutions only, so that the affine parameters of BatchNorm stay 1
+    and 0 (``released_head``). Otherwise, where nothing is published, the two inner convolutions start by fan-in, the
+    classifier from Xavier's uniform distribution with bias 0, and the affine parameters are learned.
 
     Args:
         backbone: the feature extractor.
@@ -27,6 +32,7 @@ class DeepLab(Network):
         dropout: probability before the classifier.
         momentum: of the running statistics.
         batch_norm: what the backbone's BatchNorm does in training.
+        released_head: start and train the head as in the release.
 
     Raises:
         ValueError: fewer than two classes, or a dropout outside [0, 1).
@@ -42,6 +48,7 @@ class DeepLab(Network):
         dropout: float = 0.5,
         momentum: float = 0.1,
         batch_norm: BatchNormMode = "frozen",
+        released_head: bool = False,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes: expected background and at least one class, got {num_classes}")
@@ -56,11 +63,17 @@ class DeepLab(Network):
         self.bn_fov2 = nn.BatchNorm2d(width)
         self.dropout = Dropout(dropout)
         self.cls_conv = nn.Conv2d(width, num_classes, 1)
-        nn.init.kaiming_normal_(self.conv_fov.weight, nonlinearity="relu")
-        nn.init.kaiming_normal_(self.conv_fov2.weight, nonlinearity="relu")
-        nn.init.xavier_uniform_(self.cls_conv.weight)
-        assert self.cls_conv.bias is not None
-        nn.init.zeros_(self.cls_conv.bias)
+        if released_head:
+            for layer in (self.conv_fov, self.conv_fov2, self.cls_conv):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            for norm in (self.bn_fov, self.bn_fov2):
+                norm.requires_grad_(False)
+        else:
+            nn.init.kaiming_normal_(self.conv_fov.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(self.conv_fov2.weight, nonlinearity="relu")
+            nn.init.xavier_uniform_(self.cls_conv.weight)
+            assert self.cls_conv.bias is not None
+            nn.init.zeros_(self.cls_conv.bias)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = momentum
@@ -123,5 +136,6 @@ def create_deeplab(
         dropout=dropout,
         momentum=spec.deeplab_momentum,
         batch_norm=mode,
+        released_head=spec.deeplab_released_head,
     )
     return channels_last(net)

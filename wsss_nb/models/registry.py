@@ -28,6 +28,7 @@ class BackboneSpec:
         deeplab_reach: dilation of DeepLab's 3x3 convolution in pixels of the image.
         deeplab_batch_norm: the backbone's BatchNorm in DeepLab.
         deeplab_momentum: momentum of DeepLab's BatchNorm statistics (backbone and head).
+        deeplab_released_head: whether DeepLab's head starts and trains as in the release, see ``DeepLab``.
     """
 
     build: Callable[[int, bool], Backbone]
@@ -38,6 +39,7 @@ class BackboneSpec:
     deeplab_reach: int = 96
     deeplab_batch_norm: BatchNormMode = "frozen"
     deeplab_momentum: float = 0.1
+    deeplab_released_head: bool = False
 
 
 def _load_efficientnet(backbone: Backbone) -> None:
@@ -68,6 +70,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         output_strides=(8,),
         deeplab_batch_norm="statistics",
         deeplab_momentum=3e-4,
+        deeplab_released_head=True,
     ),
 }
 

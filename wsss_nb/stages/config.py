@@ -208,4 +208,7 @@ class DeepLabConfig(TrainingConfig):
     sigma: Annotated[float, Field(ge=0.5, le=20)] = 5.0
     scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        "bicubic", description="of the image at the scales of the test; bicubic as released"
+    )
     crf: CRFStageConfig | None = CRFStageConfig(iterations=1, bilateral_sxy=32)

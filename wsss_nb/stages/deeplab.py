@@ -96,7 +96,10 @@ def load_deeplab(backbone: str, num_classes: int, checkpoint: Path) -> Any:
 
 @torch.inference_mode()
 def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
-    """Class probabilities float32 (K, H, W): softmax of the logits averaged over scales and flips."""
+    """Class probabilities float32 (K, H, W): softmax of the logits averaged over scales and flips.
+
+    Images are resized by ``config.interpolation``, neither antialiased nor clamped, as the release does (OpenCV's cubic).
+    """
     tensor = to_tensor(image)[None].to(next(net.parameters()).device)
     size = tensor.shape[-2:]
     views = []
@@ -104,7 +107,9 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
         for scale in config.scales:
             wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
             scaled = (
-                tensor if scale == 1 else F.interpolate(tensor, wanted, mode="bilinear", align_corners=False)
+                tensor
+                if scale == 1
+                else F.interpolate(tensor, wanted, mode=config.interpolation, align_corners=False)
             )
             for mirrored in (False, True) if config.flip else (False,):
                 logits = net(scaled.flip(-1) if mirrored else scaled).float()
