@@ -33,6 +33,7 @@ TARGETS = {
     "similarity-learned": {"speed_up": 8, "memory_share": 1 / 20},
     "similarity-112": {"memory_mb": 1000, "time_per_growth": 1.5},
     "similarity-224": {"memory_mb": 1000, "time_per_growth": 1.5},
+    "similarity-window": {"time_per_growth": 3},
     "contour": {"speed_up": 20},
     "walk": {"speed_up": 50, "memory_share": 1 / 20},
     "inference": {"speed_up": 2},
@@ -70,6 +71,14 @@ def test_growth_tells_the_window_from_all_pairs() -> None:
         # An implementation over all pairs could not meet the target.
         assert times > 1.5 * row.growth
         assert row.facts["pixels_times_window"] < row.facts["all_pairs"]
+
+
+def test_growth_tells_a_window_that_follows_sigma_from_a_fixed_one() -> None:
+    row = ROWS["similarity-window"]
+    assert row.growth == pixels_times_window(112, 13.75) / pixels_times_window(112, 55)
+    # An implementation with the same window for any sigma would take the same time.
+    assert row.targets["time_per_growth"] * row.growth < 1 / 3
+    assert "window of 13.75 pixels" in row.work and "window of 55 pixels" in row.against
 
 
 # ---------------------------------------------------------------- references
