@@ -33,6 +33,7 @@ TARGETS = {
     "similarity-learned": {"speed_up": 8, "memory_share": 1 / 20},
     "similarity-112": {"memory_mb": 1000, "time_per_growth": 1.5},
     "similarity-224": {"memory_mb": 1000, "time_per_growth": 1.5},
+    "similarity-window": {"time_per_growth": 3},
     "contour": {"speed_up": 20},
     "walk": {"speed_up": 50, "memory_share": 1 / 20},
     "inference": {"speed_up": 2},
@@ -70,6 +71,14 @@ def test_growth_tells_the_window_from_all_pairs() -> None:
         # An implementation over all pairs could not meet the target.
         assert times > 1.5 * row.growth
         assert row.facts["pixels_times_window"] < row.facts["all_pairs"]
+
+
+def test_growth_tells_a_window_that_follows_sigma_from_a_fixed_one() -> None:
+    row = ROWS["similarity-window"]
+    assert row.growth == pixels_times_window(112, 13.75) / pixels_times_window(112, 55)
+    # An implementation with the same window for any sigma would take the same time.
+    assert row.targets["time_per_growth"] * row.growth < 1 / 3
+    assert "window of 13.75 pixels" in row.work and "window of 55 pixels" in row.against
 
 
 # ---------------------------------------------------------------- references
@@ -251,9 +260,44 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert ("| yes |" if target["met"] else "| NO |") in lines[-1]
 
 
+def test_the_table_takes_the_place_of_the_one_in_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    old = table([]) + "\n| old | 1 |\n"
+    readme.write_text(
+        f"| other | table |\n|---|---|\n\nBefore é.\n\n{old}\nAfter.\n\n| third |\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(
+        "wsss_nb.benchmarks.rows.ROWS", {"one": Row("work", lambda: PAIR, "it", {"speed_up": 1e-9})}
+    )
+    assert (
+        cli.main(["benchmark", "--repeats", "1", "--readme", str(readme), "--json", str(tmp_path / "b.json")])
+        == 0
+    )
+    new = table(json.loads((tmp_path / "b.json").read_text())["rows"])
+    assert new.count("\n") == 2 and "| work |" in new
+    expected = f"| other | table |\n|---|---|\n\nBefore é.\n\n{new}\n\nAfter.\n\n| third |\n"
+    assert readme.read_text(encoding="utf-8") == expected
+
+
+def test_a_text_without_the_table_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.md").write_text("no table\n")
+    for name, message in (("empty.md", "expected a line '| work | ms |"), ("none.md", "No such file")):
+        assert cli.main(["benchmark", "--readme", str(tmp_path / name)]) == 2
+        output = capsys.readouterr()
+        assert message in output.err and "measuring" not in output.out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ["--only", "walk", "--readme", "x"],
+            "readme: expected all rows to be measured for it, got only walk",
+        ),
         (["--only", "nothing"], "only: expected rows of similarity, "),
         (["--repeats", "0"], "repeats: expected at least 1, got 0"),
         (["--threads", "0"], "threads: expected at least 1, got 0"),

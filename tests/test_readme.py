@@ -1,4 +1,4 @@
-"""Every score in the README is one of the committed tables, as rounded there."""
+"""Every score and every time in the README is one of the committed tables, as rounded there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+
+from wsss_nb.benchmarks.measure import table
+from wsss_nb.benchmarks.rows import ROWS
+from wsss_nb.files import read_json
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {
@@ -53,9 +57,9 @@ def shown(value: str, deviation: str, digits: int, scale: float = 1.0) -> str:
 )
 def test_scores_of_trainings_are_those_of_the_tables(place: int, folder: str) -> None:
     rows = {row["variant"]: row for row in committed(f"{folder}/table_sweep.csv")}
-    table = tables("training")[place]
-    assert table
-    for line in table:
+    found = tables("training")[place]
+    assert found
+    for line in found:
         row = rows[VARIANTS[line["training"]]]
         assert line["seeds"] == row["seeds"]
         assert line["mIoU"] == shown(row["run_miou"], row["run_miou_sd"], 1)
@@ -67,9 +71,9 @@ def test_scores_of_trainings_are_those_of_the_tables(place: int, folder: str) ->
 @pytest.mark.parametrize(("place", "folder"), [(0, "."), (1, "photos")], ids=["synthetic", "photos"])
 def test_scores_of_stages_are_those_of_table_1(place: int, folder: str) -> None:
     rows = {(row["stage"], row["method"]): row for row in committed(f"{folder}/table_1.csv")}
-    table = tables("stage")[place]
-    assert [line["stage"] for line in table] == list(STAGES)
-    for line in table:
+    found = tables("stage")[place]
+    assert [line["stage"] for line in found] == list(STAGES)
+    for line in found:
         for title, scores in line.items():
             if title == "stage":
                 continue
@@ -78,3 +82,28 @@ def test_scores_of_stages_are_those_of_table_1(place: int, folder: str) -> None:
             row = rows[STAGES[line["stage"]], method[0].capitalize() if method[0] == "ours" else "SEAM"]
             miou, contour_f = (shown(row[name], "", 1) for name in ("run_miou", "run_contour_f"))
             assert scores == f"{miou} / {contour_f}"
+
+
+def test_the_benchmark_table_is_that_of_the_committed_measurement() -> None:
+    """``wsss-nb benchmark --json figures/benchmark.json --readme README.md`` writes both."""
+    report = read_json(ROOT / "figures" / "benchmark.json")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n\n{table(report['rows'])}\n\n" in text
+    stated = re.search(r"(\d+) CPU cores, .* medians of (\d+) interleaved runs", text)
+    assert stated is not None
+    for row in report["rows"]:
+        assert (row["threads"], row["repeats"]) == (int(stated[1]), int(stated[2]))
+
+
+def test_the_committed_measurement_is_of_the_present_rows_and_says_where_it_comes_from() -> None:
+    report = read_json(ROOT / "figures" / "benchmark.json")
+    assert [row["row"] for row in report["rows"]] == list(ROWS)
+    for row in report["rows"]:
+        present = ROWS[row["row"]]
+        assert (row["work"], row.get("against", "")) == (present.work, present.against)
+        assert {name: entry["target"] for name, entry in row["targets"].items()} == present.targets
+    manifest = report["manifest"]
+    assert re.fullmatch("[0-9a-f]{40}", manifest["git"]["commit"]) and manifest["git"]["dirty"] is False
+    assert re.match(r"\d{4}-\d\d-\d\dT", manifest["created"])
+    assert {"wsss-nb", "torch", "numpy"} <= manifest["packages"].keys()
+    assert manifest["hardware"]["cores"] and manifest["hardware"]["processor"]

@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -496,23 +497,43 @@ def test_constant_maps_cost_nothing_and_feel_no_force(seed, size):
 # --- cost
 
 
-def test_work_grows_with_pixels_times_window_not_with_pixels_squared(monkeypatch):
-    visited: list[int] = []
+@pytest.fixture
+def visited(monkeypatch) -> Callable[[int, float], int]:
+    """Pairs of pixels whose weights the loss of a square map computes, for its edge and sigma."""
+    counts: list[int] = []
     original = pairwise._pair_weights
 
     def counting(x_i, x_j, w, mu, out, p):
-        visited[-1] += out.numel()
+        counts.append(out.numel())
         original(x_i, x_j, w, mu, out, p)
 
+    def count(edge: int, sigma: float) -> int:
+        counts.clear()
+        feature_similarity_loss(*example(0, 1, 2, edge, edge, torch.float32), 2.5, sigma)
+        return sum(counts)
+
     monkeypatch.setattr(pairwise, "_pair_weights", counting)
-    for edge in (56, 112, 224):
-        visited.append(0)
-        cam, image = example(0, 1, 2, edge, edge, torch.float32)
-        feature_similarity_loss(cam, image, 2.5, 2.0)
-    # Half a window of 5.5 sigma and a tile on either side, for each pixel.
-    assert visited[2] < 224**2 * (2 * 5.5 * 2.0 + 2 * 14) ** 2 / 2
-    assert visited[1] < 5 * visited[0]  # all pairs would be 16 times as many
-    assert visited[2] < 5 * visited[1]
+    return count
+
+
+def bound_on_pairs(edge: int, sigma: float) -> float:
+    """Half a window of 5.5 sigma and a tile on either side, for each pixel."""
+    return edge**2 * (2 * 5.5 * sigma + 2 * 14) ** 2 / 2
+
+
+def test_work_grows_with_pixels_not_with_pixels_squared(visited):
+    counts = [visited(edge, 2.0) for edge in (56, 112, 224)]
+    assert counts[2] < bound_on_pairs(224, 2.0)
+    assert counts[1] < 5 * counts[0]  # all pairs would be 16 times as many
+    assert counts[2] < 5 * counts[1]
+
+
+def test_work_grows_with_the_window(visited):
+    counts = {sigma: visited(112, sigma) for sigma in (1.0, 2.5, 5.0, 10.0)}
+    for sigma, count in counts.items():
+        assert count < bound_on_pairs(112, sigma)
+    assert 2 * counts[1.0] < counts[2.5] and 2 * counts[2.5] < counts[5.0]  # a fixed window: the same for all
+    assert 4 * counts[2.5] < counts[10.0] < 112**4 / 2
 
 
 MEMORY = """

@@ -8,18 +8,26 @@ its targets and whether they were met.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["run"]
+__all__ = ["put_table", "run"]
 
 
-def run(only: Sequence[str], repeats: int, threads: int | None, json_path: str | None) -> int:
-    """Measure the rows named in ``only`` (all if empty), print a table, write JSON if asked to.
+def run(
+    only: Sequence[str],
+    repeats: int,
+    threads: int | None,
+    json_path: str | None,
+    readme_path: str | None = None,
+) -> int:
+    """Measure the rows named in ``only`` (all if empty), print a table, write JSON and into a text if asked to.
 
     Returns:
         0; whether targets were met is in the table and in the JSON, for machines differ.
 
     Raises:
-        InputError: an unknown row, or ``repeats`` or ``threads`` below 1.
+        InputError: an unknown row, ``repeats`` or ``threads`` below 1, or a text for the table when only some rows
+            are measured, or without such a table.
     """
     import torch
 
@@ -32,6 +40,10 @@ def run(only: Sequence[str], repeats: int, threads: int | None, json_path: str |
     for name in only:
         if name not in ROWS:
             raise InputError(f"only: expected rows of {', '.join(ROWS)}, got {name!r}")
+    if readme_path and only:
+        raise InputError(f"readme: expected all rows to be measured for it, got only {', '.join(only)}")
+    if readme_path:
+        _table_in(Path(readme_path))  # or an error before the time is spent
     if repeats < 1:
         raise InputError(f"repeats: expected at least 1, got {repeats}")
     if threads is not None:
@@ -47,4 +59,38 @@ def run(only: Sequence[str], repeats: int, threads: int | None, json_path: str |
     print(table(results))
     if json_path:
         write_json(json_path, {"rows": results, "manifest": manifest()})
+    if readme_path:
+        put_table(Path(readme_path), table(results))
     return 0
+
+
+def put_table(path: Path, table: str) -> None:
+    """Replace the benchmark's table in a Markdown file.
+
+    Raises:
+        InputError: the file cannot be read or has no such table.
+    """
+    from wsss_nb.files import atomic_path
+
+    before, after = _table_in(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{table}\n{after}", encoding="utf-8")
+
+
+def _table_in(path: Path) -> tuple[str, str]:
+    """What stands before and after the table."""
+    from wsss_nb.benchmarks.measure import table
+    from wsss_nb.errors import InputError
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a Markdown file with the table, got {error}") from error
+    title = table([]).splitlines()[0]
+    first = next((number for number, line in enumerate(lines) if line.rstrip() == title), None)
+    if first is None:
+        raise InputError(f"{path}: expected a line {title!r}, got none")
+    end = next(
+        (number for number in range(first, len(lines)) if not lines[number].startswith("|")), len(lines)
+    )
+    return "".join(lines[:first]), "".join(lines[end:])

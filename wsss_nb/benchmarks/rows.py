@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "pixels_times_window"]
 
 SIGMA = 5.0
-REACH = 5.5 * SIGMA  # where the loss stops looking in float32
+
+
+def _reach(sigma: float) -> float:
+    """Where the loss stops looking in float32, in pixels."""
+    return 5.5 * sigma
+
+
+REACH = _reach(SIGMA)
 
 
 def _maps(B: int, K: int, size: int) -> tuple[Tensor, Tensor]:
@@ -50,13 +57,15 @@ def _close(ours: Any, theirs: Any, tolerance: float = 2e-3) -> None:
             )
 
 
-def _gradients(loss: Callable[..., Tensor], B: int, size: int, learned: bool) -> Callable[[], Any]:
+def _gradients(
+    loss: Callable[..., Tensor], B: int, size: int, learned: bool, width: float = SIGMA
+) -> Callable[[], Any]:
     """Value and gradients of a feature similarity loss, as one training step needs them."""
     cam, image = _maps(B, 21, size)
 
     def work() -> tuple[Tensor, ...]:
         leaf = cam.clone().requires_grad_()
-        mu, sigma = (torch.tensor(value, requires_grad=learned) for value in (2.5, SIGMA))
+        mu, sigma = (torch.tensor(value, requires_grad=learned) for value in (2.5, width))
         value = loss(leaf, image, mu, sigma)
         wanted = (leaf, mu, sigma) if learned else (leaf,)
         return (value.detach(), *torch.autograd.grad(value, wanted))
@@ -81,17 +90,32 @@ def pixels_times_window(size: int, reach: float = REACH) -> int:
 
 
 def _large_similarity(size: int) -> Row:
-    work = f"feature similarity, forward + backward, B 1, K 21, {size}x{size}, window of {REACH:g} pixels"
-    pairs, small = pixels_times_window(size), pixels_times_window(56)
+    return _grown_similarity(
+        (size, SIGMA), (56, SIGMA), "the same at 56x56", {"memory_mb": 1000, "time_per_growth": 1.5}
+    )
+
+
+def _narrow_similarity() -> Row:
+    """Tiles do not shrink with the window, so a narrow one costs twice its share; a fixed window would cost 11 times."""
+    against = f"the same with a window of {_reach(10):g} pixels"
+    return _grown_similarity((112, 2.5), (112, 10), against, {"time_per_growth": 3})
+
+
+def _grown_similarity(
+    ours: tuple[int, float], other: tuple[int, float], against: str, targets: dict[str, float]
+) -> Row:
+    """Two maps, each given by its size and sigma."""
+    size, width = ours
+    pairs, others = (pixels_times_window(edge, _reach(sigma)) for edge, sigma in (ours, other))
     return Row(
-        work,
+        f"feature similarity, forward + backward, B 1, K 21, {size}x{size}, window of {_reach(width):g} pixels",
         lambda: Setup(
-            _gradients(feature_similarity_loss, 1, size, False),
-            _gradients(feature_similarity_loss, 1, 56, False),
+            _gradients(feature_similarity_loss, 1, size, False, width),
+            _gradients(feature_similarity_loss, 1, other[0], False, other[1]),
         ),
-        "the same at 56x56",
-        {"memory_mb": 1000, "time_per_growth": 1.5},
-        growth=pairs / small,
+        against,
+        targets,
+        growth=pairs / others,
         facts={"pixels_times_window": pairs, "all_pairs": size**4},
     )
 
@@ -197,6 +221,7 @@ ROWS: dict[str, Row] = {
     ),
     "similarity-112": _large_similarity(112),
     "similarity-224": _large_similarity(224),
+    "similarity-window": _narrow_similarity(),
     "contour": Row(
         "contour matches, 500x375, 21 classes, 3 present",
         _contours, "disk dilation for all 20 classes", {"speed_up": 20},
