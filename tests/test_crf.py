@@ -147,6 +147,14 @@ def test_tiny_images_and_scores_of_zero(backend, size):
 
 
 @pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+def test_a_single_label_is_certain_everywhere(backend):
+    image, probabilities = scene()
+    for scores in (probabilities[:1], np.zeros_like(probabilities[:1])):
+        result = dense_crf(image, scores, backend=backend)
+        assert result.shape == (1, 14, 18) and result.dtype == np.float32 and (result == 1).all()
+
+
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
 def test_scores_below_one_in_100000_count_as_that(backend):
     image, probabilities = scene()
     results = []
@@ -211,11 +219,11 @@ BAD = [
     (
         IMAGE[:-1],
         SCORES,
-        r"probabilities: expected \(K, H, W\) = \(2 or more, 13, 18\), .*, got \(3, 14, 18\)",
+        r"probabilities: expected \(K, H, W\) = \(1 or more, 13, 18\), .*, got \(3, 14, 18\)",
     ),
     (IMAGE, SCORES.transpose(0, 2, 1), r"probabilities: expected .*14, 18\), not empty, got \(3, 18, 14\)"),
     (IMAGE, SCORES.reshape(3, -1), r"probabilities: expected .*got \(3, 252\)"),
-    (IMAGE, SCORES[:1], r"probabilities: expected .*2 or more.*got \(1, 14, 18\)"),
+    (IMAGE, SCORES[:0], r"probabilities: expected .*1 or more.*got \(0, 14, 18\)"),
     (IMAGE[:0], SCORES[:, :0], r"probabilities: expected .*not empty, got \(3, 0, 18\)"),
     (IMAGE, (SCORES * 100).astype(np.uint8), r"probabilities: expected a floating dtype, got uint8"),
     (IMAGE, SCORES - 0.5, r"probabilities: expected values in \[0, 1\], got -"),

@@ -30,6 +30,7 @@ from wsss_nb.files import read_json
 from wsss_nb.pseudo_labels import walk_cam
 from wsss_nb.results import load_run
 from wsss_nb.stages import affinitynet, cam, deeplab
+from wsss_nb.stages.affinitynet import confident_labels
 
 STAGES = ("pretrain", "cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
 TINY: dict[str, Any] = {
@@ -263,6 +264,31 @@ def test_training_needs_no_masks_where_labels_have_another_source(tmp_path: Path
 
 
 # The same again
+
+
+def test_images_of_background_only_go_through_all_stages(tmp_path: Path, small: Path) -> None:
+    """The second image of each split has no class: an empty CAM, no CRF, a walk of the background alone."""
+    rows = []
+    for split in ("train", "val"):
+        folder, empty = VOCFolder(small, split), f"{split}_00001"
+        vectors = folder.labels()
+        for name in folder.names:
+            present = [] if name == empty else [folder.classes[k] for k in np.flatnonzero(vectors[name]) if k]
+            rows.append(f"{name},{';'.join(present)}\n")
+        save_label_map(small / f"SegmentationClass/{empty}.png", np.zeros((48, 48), np.uint8))
+    (small / "labels.csv").write_text("".join(rows))
+    run = open_run(tiny(data__root=str(small), lambdas=[1]), tmp_path / "run")
+    assert run.val.labels()["val_00001"].tolist() == [1, 0, 0, 0, 0, 0]
+    row = run.train_deeplab("ours")
+    with np.load(run.stage_folder("affinitynet") / "crf/train_00001.npz") as file:
+        assert file["classes"].tolist() == [0]
+        for key in ("amplified", "weakened"):
+            assert file[key].shape == (1, 48, 48) and (file[key] == 1).all()
+    assert (confident_labels(run.stage_folder("affinitynet") / "crf/train_00001.npz", (12, 12)) == 0).all()
+    assert (run.pseudo_label("train_00001") == 0).all() and run.pseudo_label("train_00000").any()
+    assert (run.stage_map("affinitynet", "ours", "val_00001") == 0).all()
+    assert run.walk_input("train_00001")[0].shape == (0, 48, 48)
+    assert row["scores"]["protocol"]["images"] == 2
 
 
 def stamps(out: Path) -> dict[str, int]:

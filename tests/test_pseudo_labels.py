@@ -120,10 +120,31 @@ def test_type_and_dtype_stay(dtype):
 def test_other_shapes_and_dtypes_are_refused(function):
     with pytest.raises(ValueError, match=r"expected \(K(-1)?, H, W\), got \(3, 4\)"):
         function(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=r"got \(0, 3, 4\)"):
-        function(torch.zeros(0, 3, 4))
+    with pytest.raises(ValueError, match=r"got \(2, 0, 4\)"):
+        function(torch.zeros(2, 0, 4))
     with pytest.raises(ValueError, match=r"expected a floating dtype, got torch\.uint8"):
         function(torch.zeros(2, 3, 4, dtype=torch.uint8))
+
+
+def test_an_image_without_a_class_is_background():
+    nothing = torch.zeros(0, 3, 4, dtype=torch.float64)
+    for text, expected in (("complement", 1), ("power:6", 1), ("threshold:0.2", 0.2)):
+        scores = add_background(nothing, text)
+        assert (
+            scores.dtype == torch.float64
+            and (scores == torch.full((1, 3, 4), expected, dtype=torch.float64)).all()
+        )
+        assert label_map(scores).eq(0).all()
+    for winner_take_all in (False, True):
+        assert normalize_maximum(nothing.numpy(), winner_take_all).shape == (0, 3, 4)
+    affinity = pair_affinity(torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0)), radius=3)[0]
+    walked = walk_cam(torch.zeros(0, 24, 32), affinity, (6, 8))
+    torch.testing.assert_close(walked, torch.ones(1, 24, 32))
+
+
+def test_label_maps_of_no_scores_are_refused():
+    with pytest.raises(ValueError, match=r"scores: expected \(K, H, W\), got \(0, 3, 4\)"):
+        label_map(torch.zeros(0, 3, 4))
 
 
 # ---------------------------------------------------------------- label maps

@@ -83,7 +83,7 @@ def test_every_field_of_a_manifest(run: Run, checkout: dict[str, Any], tmp_path:
     for said in ("Protocol: val split, 2 images", "background rule complement, no CRF"):
         assert said in found["protocol"]
     assert found["python"] == platform.python_version()
-    for package in ("torch", "numpy", "matplotlib", "seaborn", "pandas", "papermill"):
+    for package in ("torch", "numpy", "matplotlib", "seaborn", "pandas", "papermill", "pydensecrf2"):
         assert found["packages"][package] == version(package)
     assert {"system", "processor", "cores", "memory_gib", "gpus", "threads"} == set(found["hardware"])
     age = datetime.now(timezone.utc) - datetime.fromisoformat(found["created"])

@@ -82,7 +82,8 @@ def test_conda_environment_has_the_same_packages() -> None:
         requirement = Requirement(text)
         found[{"pytorch": "torch"}.get(requirement.name, requirement.name)] = str(requirement.specifier)
     project = pyproject()
-    wanted = {(entry := Requirement(text)).name: str(entry.specifier) for text in project["dependencies"]}
+    needed = [*project["dependencies"], *project["optional-dependencies"]["crf"]]
+    wanted = {(entry := Requirement(text)).name: str(entry.specifier) for text in needed}
     wanted |= {"python": str(project["requires-python"]), "pip": "", "cxx-compiler": ""}
     assert found == wanted
 
@@ -119,6 +120,26 @@ def test_setup_is_repeated_when_dependencies_change(tmp_path: Path) -> None:
     with open(tmp_path / "constraints.txt", "a") as file:
         file.write("numpy<3\n")
     assert stamp() != first
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_setup_without_a_compiler_leaves_out_what_needs_one(tmp_path: Path, compiler: bool) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    command = ["make", "setup", "PIP=echo installs", f"CXX={'true' if compiler else 'no-such-compiler'}"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    installed = [line.removeprefix("installs -e ") for line in answer.stdout.splitlines() if "-e " in line]
+    assert installed[-1] == (".[test]" if compiler else ".[dev]")
+    said = [line for line in answer.stdout.splitlines() if "no C++ compiler" in line]
+    assert len(said) == (not compiler) and all("computed in torch" in line for line in said)
+    extras = pyproject()["optional-dependencies"]
+    native = {Requirement(text).name for text in extras["crf"]}
+    assert native == {"pydensecrf2"} and Requirement(extras["test"][0]).extras == {"crf", "dev"}
+    assert not native & {Requirement(text).name for text in [*extras["dev"], *pyproject()["dependencies"]]}
 
 
 def unit(module: str) -> str:

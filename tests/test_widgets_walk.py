@@ -57,6 +57,13 @@ def test_without_a_mask_there_are_no_scores(example):
     assert set(picture.values) == {"covered"} and "IoU" not in picture.alt
 
 
+def test_an_image_of_background_only_is_walked_and_not_scored(example):
+    nothing = dataclasses.replace(example, cam=example.cam[:0], mask=np.zeros_like(example.mask))
+    for crf in (None, CRFConfig(iterations=1)):
+        picture = widgets.render_walk(nothing, log_t=2, crf=crf)
+        assert picture.values == {"covered": 0} and "IoU" not in picture.alt
+
+
 def test_the_crf_moves_borders_to_edges_of_the_image(example):
     apart = dataclasses.replace(example, affinity=torch.full_like(example.affinity, 0.1))  # knows no edges
     settings = {"alpha": 4.0, "log_t": 0}

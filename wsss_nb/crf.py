@@ -103,7 +103,7 @@ def dense_crf(
 
     Args:
         image: (H, W, 3), uint8.
-        probabilities: (K, H, W), floating, in [0, 1]; they need not add up to 1. K >= 2.
+        probabilities: (K, H, W), floating, in [0, 1]; they need not add up to 1. One label alone gets 1 everywhere.
         iterations: mean-field steps; 0 gives the normalised scores.
         bilateral_sxy: width in pixels of the kernel over position and colour.
         bilateral_srgb: its width in grey levels.
@@ -204,6 +204,8 @@ def _in_a_session() -> bool:
 def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, backend: Backend) -> np.ndarray:
     if backend != "pydensecrf":
         return dense_crf_torch(image, probabilities, config, device="cuda" if backend == "cuda" else "cpu")
+    if len(probabilities) == 1:
+        return np.ones_like(probabilities)
     from pydensecrf.densecrf import DenseCRF2D
 
     classes, height, width = probabilities.shape
@@ -314,7 +316,9 @@ def resolve_backend(backend: Backend) -> Backend:
         raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
     installed = importlib.util.find_spec("pydensecrf") is not None
     if backend == "pydensecrf" and not installed:
-        raise ImportError("backend: expected the package pydensecrf2 to be installed, or backend='torch'")
+        raise ImportError(
+            "backend: expected the package pydensecrf2 to be installed (pip install 'wsss-nb[crf]'), or backend='torch'"
+        )
     if backend in ("auto", "cuda") and _gpu_runs_kernels():
         return "cuda"
     if backend == "cuda":
@@ -347,8 +351,8 @@ def _checked(image: Any, probabilities: Any, config: CRFConfig) -> tuple[np.ndar
     pixels, scores = np.asarray(image), np.asarray(probabilities)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"image: expected uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
-    if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2] or len(scores) < 2 or scores.size == 0:
-        expected = f"(K, H, W) = (2 or more, {pixels.shape[0]}, {pixels.shape[1]})"
+    if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2] or scores.size == 0:
+        expected = f"(K, H, W) = (1 or more, {pixels.shape[0]}, {pixels.shape[1]})"
         raise ValueError(f"probabilities: expected {expected}, not empty, got {scores.shape}")
     if not np.issubdtype(scores.dtype, np.floating):
         raise ValueError(f"probabilities: expected a floating dtype, got {scores.dtype}")

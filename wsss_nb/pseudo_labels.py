@@ -50,7 +50,12 @@ def _threshold(foreground: Tensor, value: float) -> Tensor:
 
 
 def _power(foreground: Tensor, value: float) -> Tensor:
-    return (1 - foreground.amax(0)).clamp(min=0) ** value
+    return (1 - _strongest(foreground)).clamp(min=0) ** value
+
+
+def _strongest(foreground: Tensor) -> Tensor:
+    """max_k a_k, 0 without classes."""
+    return foreground.amax(0) if len(foreground) else foreground.new_zeros(foreground.shape[1:])
 
 
 BACKGROUND_RULES: dict[str, _Formula] = {
@@ -141,14 +146,15 @@ def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
     ``s_0 = b(a_1, .., a_{K-1})``, ``s_k = a_k``, with b of :class:`BackgroundRule`
 
     Args:
-        foreground: (K-1, H, W), floating, in [0, 1].
+        foreground: (K-1, H, W), floating, in [0, 1]; K = 1 is an image of background only, where sum and maximum
+            of the activations are 0.
         rule: a :class:`BackgroundRule` or its text.
 
     Returns:
         (K, H, W), same type and dtype, background at index 0. The scores need not add up to 1.
 
     Raises:
-        ValueError: not three dimensions, no class, or an unknown rule.
+        ValueError: not three dimensions, no pixel, or an unknown rule.
 
     Example:
         >>> add_background(torch.tensor([[[0.25]], [[0.5]]]), "complement").flatten().tolist()
@@ -158,7 +164,7 @@ def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
     "complement" to score CAMs, "power:6" for the random walk.
     """
     rule = parse_background_rule(rule)
-    scores = _maps(foreground, "foreground", "(K-1, H, W)")
+    scores = _maps(foreground, "foreground", "(K-1, H, W)", fewest=0)
     background = BACKGROUND_RULES[rule.name].background(scores, 0.0 if rule.value is None else rule.value)
     return _like(torch.cat([background[None], scores]), foreground)
 
@@ -194,7 +200,7 @@ def normalize_maximum(foreground: Array, winner_take_all: bool = False) -> Array
     order in which the release prepares CAMs.
 
     Args:
-        foreground: (K-1, H, W), >= 0.
+        foreground: (K-1, H, W), >= 0; K = 1 is an image of background only.
         winner_take_all: keep only the strongest class of every pixel.
 
     Returns:
@@ -209,9 +215,9 @@ def normalize_maximum(foreground: Array, winner_take_all: bool = False) -> Array
 
     Not in the paper.
     """
-    maps = _maps(foreground, "foreground", "(K-1, H, W)")
+    maps = _maps(foreground, "foreground", "(K-1, H, W)", fewest=0)
     if winner_take_all:
-        maps = torch.where(maps == maps.amax(0), maps, torch.zeros_like(maps))
+        maps = torch.where(maps == _strongest(maps), maps, torch.zeros_like(maps))
     return _like(maps / (maps.amax((1, 2), keepdim=True) + 1e-5), foreground)
 
 
@@ -230,7 +236,7 @@ def walk_cam(
     s T^(2^log_t) with :func:`~wsss_nb.affinity.random_walk`, resized to the image (bilinear).
 
     Args:
-        foreground: activations a (K-1, H, W) in [0, 1], at image size in pixels.
+        foreground: activations a (K-1, H, W) in [0, 1], at image size in pixels; K = 1 is an image of background only.
         affinity: (D, n), of :func:`~wsss_nb.affinity.pair_affinity`.
         size: (h, w) of the map the affinities belong to, in map pixels.
         alpha: exponent of the background, > 0.
@@ -254,9 +260,9 @@ def walk_cam(
     return F.interpolate(walked[None], foreground.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
-def _maps(array: np.ndarray | Tensor, name: str, shape: str) -> Tensor:
+def _maps(array: np.ndarray | Tensor, name: str, shape: str, fewest: int = 1) -> Tensor:
     maps = torch.as_tensor(array)
-    if maps.ndim != 3 or 0 in maps.shape:
+    if maps.ndim != 3 or 0 in maps.shape[1:] or len(maps) < fewest:
         raise ValueError(f"{name}: expected {shape}, got {tuple(maps.shape)}")
     if not maps.is_floating_point():
         raise ValueError(f"{name}: expected a floating dtype, got {maps.dtype}")

@@ -179,14 +179,15 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 @functools.cache
 def package_versions() -> tuple[tuple[str, str], ...]:
-    """Name and version of this package and of each installed direct dependency."""
+    """Name and version of this package and of each installed dependency that results depend on."""
     names = ["wsss-nb"]
     try:
         requirements = importlib.metadata.requires("wsss-nb") or []
     except importlib.metadata.PackageNotFoundError:
         requirements = []
     for requirement in requirements:
-        if "extra ==" not in requirement and (match := re.match(r"[A-Za-z0-9._-]+", requirement)):
+        needed = "extra ==" not in requirement or re.search("""extra == ['"]crf['"]""", requirement)
+        if needed and (match := re.match(r"[A-Za-z0-9._-]+", requirement)):
             names.append(match[0])
     found = []
     for name in names:

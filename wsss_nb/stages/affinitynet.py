@@ -48,7 +48,8 @@ CRF_TASK = 32
 
 
 def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file, as stage 2 takes it.
+    """Class ids (n,) and foreground CAM float32 (n, H, W) of an ``infer_cams`` file, as stage 2 takes it; n = 0 where
+    an image has no class but background.
 
     That is winner-take-all and with a maximum of 1 per class, whether stage 1 wrote it so or not: (1 - max)^alpha
     is no background for maps that nowhere come near 1. The release does so when it writes its CAMs.

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets
@@ -89,6 +89,8 @@ def render_walk(
         Picture with "covered" (share of the image that is foreground) and, with a mask, "iou" and "contour_f" of the
         final map and "iou_before" and "contour_f_before" of the CAM's; means over the foreground classes.
     """
+    if not len(example.cam):  # an image of background only
+        example = replace(example, mask=None)
     before = add_background(example.cam, f"power:{alpha:g}")
     walked = walk_cam(example.cam, example.affinity, example.size, alpha=alpha, beta=beta, log_t=log_t)
     final = walked
@@ -106,7 +108,7 @@ def render_walk(
     notes = {}
     for key, scores in (("_before", before), ("", final)):
         labels = label_map(scores).numpy().astype(np.uint8)
-        notes[key] = ""
+        notes[key] = "" if len(example.cam) else "no class to score"
         if example.mask is not None:
             iou, contour = _scores(labels, example.mask, len(before))
             values |= {f"iou{key}": iou, f"contour_f{key}": contour}
