@@ -1,4 +1,4 @@
-"""Docstrings of the method: every public name says what it takes, raises and comes from, and its example runs."""
+"""Docstrings of the method and of the networks' functions: each says what it takes, raises and comes from; examples run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wsss_nb import models
+
 NAMES = ("cam", "sampling", "similarity", "crf", "affinity", "pseudo_labels", "metrics", "coverage")
 METHOD = {name: importlib.import_module(f"wsss_nb.{name}") for name in NAMES}
+MODELS = [
+    (importlib.import_module(thing.__module__), name)
+    for name in models.__all__
+    if inspect.isroutine(thing := getattr(models, name))
+]
 PUBLIC = [
     (module, name)
     for module in METHOD.values()
@@ -24,13 +31,18 @@ PUBLIC = [
     if inspect.isroutine(getattr(module, name))
     or inspect.isclass(getattr(module, name))
     or hasattr(getattr(module, name), "__wrapped__")
-]
+] + MODELS
+MODULES = {module.__name__: module for module, _ in PUBLIC}
 SHAPE = re.compile(
     r"\((?:\.\.\.|[A-Zn][\w+*-]*)(?:, (?:\.\.\.|[A-Zhnw\d][\w+* -]*))*,?\)|[Ss]calar|\(\.\.\.\)"
 )
-SOURCE = re.compile(r"Eq\. \d|Section \d|Sec\. \d|Algorithm \d|[Pp]aper|[Rr]elease|Perazzi")
+# A place in the paper, authors or a year, a file of the release, or that there is none.
+SOURCE = re.compile(
+    r"(Eq|Sec|Fig)\. \d|(Section|Table|Algorithm) \d|et al\.|\b(19|20)\d\d\b|[Ii]n neither|[Nn]either .* nor"
+)
 PUBLISHED, RELEASED = re.compile(r"[Pp]aper|[Pp]ubli|et al\."), re.compile(r"[Rr]elease")
-FORMULA = re.compile(r" [=~] |<-|\\sum|\|.*\||\w_\w")
+# An equation stands in double backticks or on an indented line; ``name=value`` is an option, no equation.
+FORMULA = re.compile(r"``[^`]* (?:=|~|<-) [^`]*``|^ {4}.* (?:=|~|<-|\+) .*$", re.MULTILINE)
 UNITS = {
     "sigma": "pixel", "offsets": "pixel", "radius": "pixel", "tolerance": "pixel", "height": "pixel",
     "width": "pixel", "bilateral_sxy": "pixel", "gaussian_sxy": "pixel", "bilateral_srgb": "grey levels",
@@ -73,10 +85,8 @@ def raising(module: ModuleType) -> set[str]:
     found = set()
     for name in module.__dict__:
         origin = getattr(getattr(module, name), "__module__", None)
-        if origin != module.__name__ and origin in {other.__name__ for other in METHOD.values()}:
-            other = importlib.import_module(origin)
-            if name in raising(other):
-                found.add(name)
+        if origin != module.__name__ and origin in MODULES and name in raising(MODULES[origin]):
+            found.add(name)
     for name, node in nodes.items():
         if any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
             found.add(name)
@@ -93,7 +103,7 @@ def raising(module: ModuleType) -> set[str]:
         found |= more
 
 
-RAISING = {module.__name__: raising(module) for module in METHOD.values()}
+RAISING = {name: raising(module) for name, module in MODULES.items()}
 
 
 def test_what_raises_is_found_through_calls() -> None:
@@ -101,7 +111,35 @@ def test_what_raises_is_found_through_calls() -> None:
     assert {"importance_sample", "classification_loss"} <= RAISING["wsss_nb.sampling"]
     assert "spatial_weight" in RAISING["wsss_nb.similarity"]
     assert "similarity_weight" not in RAISING["wsss_nb.similarity"]
-    assert len(PUBLIC) > 40
+    assert {"create_seam_net", "create_affinity_net"} <= RAISING["wsss_nb.models.cam_net"] | RAISING[
+        "wsss_nb.models.affinity_net"
+    ]
+    assert "winner_take_all" not in RAISING["wsss_nb.models.pcm"]
+    assert len(PUBLIC) - len(MODELS) > 40
+    assert {"read_mxnet_params", "load_checkpoint", "create_cam_net"} <= {name for _, name in MODELS}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("``L = -N sum_ij w_ij g_ij f_ij``, mean over the batch", True),
+        ("Draws ``(i, j) ~ p_k(i, j)`` of Eq. 4.", True),
+        ("The energy is\n\n    compat * exp(-|p_i - p_j|^2 / 2) + other\n\nwith p in pixels.", True),
+        ("Takes num_samples of soft_max maps, max_bytes at most.", False),
+        ("With ``num_samples=None`` the mean.", False),
+        ("Here mu = 2.5 and sigma = 5 are fixed.", False),
+        ("A map |a| of ``class_activation_map`` and of ``p_k``.", False),
+    ],
+)
+def test_what_counts_as_an_equation(text: str, is_one: bool) -> None:
+    assert bool(FORMULA.search(text)) == is_one
+
+
+def test_a_mere_mention_of_the_paper_is_no_source() -> None:
+    for text in ("As in the paper.", "Paper and release agree.", "The release's 255."):
+        assert not SOURCE.search(text)
+    for text in ("(Eq. 4)", "Section 3.2", "Wu et al., 2019", "In neither the paper nor the release."):
+        assert SOURCE.search(text)
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=ident)
@@ -135,9 +173,8 @@ def parameters(thing: Any) -> set[str]:
 def takes_arrays(thing: Any) -> bool:
     if inspect.isclass(thing):
         return hasattr(thing, "update") or hasattr(thing, "forward")
-    words = " ".join(
-        str(annotation) for annotation in inspect.get_annotations(inspect.unwrap(thing)).values()
-    )
+    annotations = inspect.get_annotations(inspect.unwrap(thing))
+    words = " ".join(str(annotation) for name, annotation in annotations.items() if name != "return")
     return any(word in words for word in ("Tensor", "ndarray", "Array", "LabelMap"))
 
 

@@ -398,7 +398,18 @@ def test_deeplab_head_reaches_as_far_at_every_stride():
 
 
 @pytest.mark.parametrize(
-    "name", ["affinity_net", "cam_net", "checkpoint", "deeplab", "imagenet", "mxnet_params", "pcm"]
+    "name",
+    [
+        "affinity_net",
+        "backbone",
+        "cam_net",
+        "checkpoint",
+        "deeplab",
+        "imagenet",
+        "mxnet_params",
+        "pcm",
+        "registry",
+    ],
 )
 def test_docstring_examples(name):
     module = importlib.import_module(f"wsss_nb.models.{name}")

@@ -86,7 +86,8 @@ def pair_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
 def fitting_radius(radius: int, height: int, width: int) -> int:
     """The radius used on an H x W map: ``radius``, or (side - 1) // 2 where the shorter side < 2 radius + 1.
 
-    This is the release's rule for small images, which the paper does not mention; every function here follows it.
+    In neither the paper nor the publication (Ahn and Kwak 2018): the release's rule for small images, which every
+    function here follows.
 
     Args:
         radius: wanted radius, in pixels of the map.
@@ -141,7 +142,7 @@ def pair_indices(radius: int, height: int, width: int) -> tuple[Tensor, Tensor]:
 def affinity_labels(label_map: np.ndarray | Tensor, radius: int = 5) -> AffinityLabels:
     """Pair labels from a map of confident pixels (Ahn and Kwak 2018, Sec. 3.2).
 
-    background = [l_i = l_j = 0], foreground = [l_i = l_j > 0], negative = [l_i != l_j]; a pair with an
+    ``background = [l_i = l_j = 0]``, ``foreground = [l_i = l_j > 0]``, ``negative = [l_i != l_j]``; a pair with an
     ignored pixel (255) is in none of the three.
 
     Args:
@@ -177,7 +178,7 @@ def affinity_labels(label_map: np.ndarray | Tensor, radius: int = 5) -> Affinity
 
 
 def pair_affinity(features: Tensor, radius: int = 5) -> Tensor:
-    """Affinity of every pair, A_ij = exp(-1/C sum_c |f_ci - f_cj|) (Ahn and Kwak 2018, Sec. 3.2).
+    """Affinity of every pair, ``A_ij = exp(-1/C sum_c |f_ci - f_cj|)`` (Ahn and Kwak 2018, Sec. 3.2).
 
     The mean over channels is the release's; the publication writes the sum.
     Differentiable once; forward and backward go over the offsets one at a time and keep only features and
@@ -240,7 +241,7 @@ def affinity_loss(
 ) -> Tensor:
     """Loss of AffinityNet (Ahn and Kwak 2018, Sec. 3.2; a quarter of the published sum, as released).
 
-    L = 1/4 <-log A>_background + 1/4 <-log A>_foreground + 1/2 <-log(1 - A)>_negative, each the mean over
+    ``L = 1/4 <-log A>_background + 1/4 <-log A>_foreground + 1/2 <-log(1 - A)>_negative``, each the mean over
     its pairs (0 if it has none); eps is added inside every logarithm and to every number of pairs.
 
     Args:
@@ -282,10 +283,10 @@ def affinity_loss(
 
 @torch.no_grad()
 def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, log_t: int = 6) -> Array:
-    """Spread scores along affinities, s <- s T^(2^log_t) (Ahn and Kwak 2018, Sec. 3.3).
+    """Spread scores along affinities, ``s <- s T^(2^log_t)`` (Ahn and Kwak 2018, Sec. 3.3).
 
-    W = A^beta elementwise, with A symmetric, A_ii = 1 and A_ij = 0 for pixels that are no pair;
-    T_ij = W_ij / sum_i W_ij, so every column sums to 1 and each pixel takes a weighted mean of its neighbours
+    ``W = A^beta`` elementwise, with A symmetric, A_ii = 1 and A_ij = 0 for pixels that are no pair;
+    ``T_ij = W_ij / sum_i W_ij``, so every column sums to 1 and each pixel takes a weighted mean of its neighbours
     (W is symmetric, so this is the published T = D^-1 W applied from the left). The release squares a dense
     (HW)^2 matrix log_t times. Here T only ever meets the K score vectors, as shifts of the map, in
     O((K + D) HW) memory; and since the eigenvalues of T lie in [-1, 1], its 64th power is summed to rounding

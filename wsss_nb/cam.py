@@ -79,7 +79,7 @@ def global_average_pool(logits: Tensor) -> Tensor:
         >>> global_average_pool(torch.tensor([[[[1.0, 3.0]], [[-2.0, 0.0]]]]))
         tensor([[ 2., -1.]])
 
-    The usual head of a CAM network (SEAM, AffinityNet) and the release's (1 - lambda) term; the paper pools
+    The usual head of a CAM network (Zhou et al., CVPR 2016) and the release's (1 - lambda) term; the paper pools
     by the maximum of the probabilities.
     """
     _check_maps("logits", logits)
@@ -109,7 +109,7 @@ def condition_on_labels(cam: Tensor, labels: Tensor) -> Tensor:
         >>> condition_on_labels(cam, torch.tensor([[1, 1, 0]])).flatten()
         tensor([0.5000, 0.5000, 0.0000])
 
-    Not numbered in the paper; this is what the release does before it writes CAMs.
+    In neither the equations nor the text of the paper; it is what the release does before it writes CAMs.
     """
     _check_maps("cam", cam)
     if labels.shape != cam.shape[:2]:

@@ -19,8 +19,8 @@ LabelMap: TypeAlias = "np.ndarray | Tensor"
 def coverage(prediction: LabelMap, mask: LabelMap, part: LabelMap) -> dict[str, float]:
     """Which parts of the objects a label map covers.
 
-    head = |{part = 2, prediction = mask}| / |{part = 2}|, body likewise with part = 1, and
-    background = |{mask = 0, prediction = 0}| / |{mask = 0}|; void pixels of ``mask`` do not count.
+    ``head = |{part = 2, prediction = mask}| / |{part = 2}|``, body likewise with part = 1, and
+    ``background = |{mask = 0, prediction = 0}| / |{mask = 0}|``; void pixels of ``mask`` do not count.
 
     Args:
         prediction: (H, W) or (B, H, W), class ids.

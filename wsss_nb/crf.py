@@ -97,9 +97,9 @@ def dense_crf(
 ) -> np.ndarray:
     """Mean-field inference of a dense CRF (Krähenbühl and Koltun 2011, Algorithm 1).
 
-    Q_i(k) <- softmax_k( log s_i(k) + sum_m compat_m n_mi sum_j K_m(i, j) n_mj Q_j(k) ), starting from
-    Q = softmax(log s), with the two Gaussian kernels K_m of :class:`CRFConfig` and the symmetric
-    normalisation n_mi = (sum_j K_m(i, j))^(-1/2). Scores s are clipped to [1e-5, 1].
+    ``Q_i(k) <- softmax_k( log s_i(k) + sum_m compat_m n_mi sum_j K_m(i, j) n_mj Q_j(k) )``, starting from
+    ``Q = softmax(log s)``, with the two Gaussian kernels K_m of :class:`CRFConfig` and the symmetric
+    normalisation ``n_mi = (sum_j K_m(i, j))^(-1/2)``. Scores s are clipped to [1e-5, 1].
 
     Args:
         image: (H, W, 3), uint8.
@@ -148,7 +148,7 @@ def dense_crf_many(
     workers: Workers = 1,
     backend: Backend = "auto",
 ) -> Generator[np.ndarray, None, None]:
-    """:func:`dense_crf` of many images in worker processes, one result per job, in order.
+    """``Q_n = dense_crf(image_n, probabilities_n)`` of many images in worker processes, in order.
 
     Jobs are taken from the iterable as results are used (at most 2 * workers wait), so a whole split
     streams through without being held. Closing the generator, leaving a ``for`` loop over it, or killing this
@@ -176,7 +176,7 @@ def dense_crf_many(
         >>> [q.shape for q in dense_crf_many(jobs, workers=0)]
         [(2, 4, 4)]
 
-    Paper and release agree with the result; how the work is spread is ours.
+    Paper (Section 4.1, without settings) and release agree with the result; how the work is spread is ours.
     """
     if not (hasattr(workers, "stream") or (isinstance(workers, int) and workers >= 0)):
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
@@ -310,7 +310,7 @@ def resolve_backend(backend: Backend) -> Backend:
         >>> resolve_backend("torch")
         'torch'
 
-    Paper and release know pydensecrf only.
+    In neither the paper nor the release, which knows pydensecrf only.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")

@@ -36,7 +36,7 @@ Average: TypeAlias = Literal["pooled", "image"]
 def boundary(mask: np.ndarray) -> np.ndarray:
     """One-pixel boundary of a binary mask, (H, W) bool -> (H, W) bool.
 
-    b[y, x] = 1 where mask[y, x] differs from its right, its lower or its lower-right neighbour; the last
+    ``b[y, x] = 1`` where mask[y, x] differs from its right, its lower or its lower-right neighbour; the last
     row and the last column compare along the edge only, the last corner is 0.
 
     Args:
@@ -91,7 +91,7 @@ def contour_matches(
     With B_g and B_p the boundaries (:func:`boundary`) of ``target == c`` and ``prediction == c`` and
     D_r the dilation by a disk of radius r = :func:`contour_radius`, row c - 1 of the result is
 
-        |B_g and D_r(B_p)|,   |B_p and D_r(B_g)|,   |B_g|,   |B_p|.
+        m = (|B_g and D_r(B_p)|, |B_p and D_r(B_g)|, |B_g|, |B_p|).
 
     A class that fills the whole map has no boundary, like one that does not occur: rows of a class that fills one
     of the maps and is absent from the other are (0, 0, 0, 0), as in DAVIS's code.
@@ -155,7 +155,7 @@ def contour_matches(
 def contour_f(matches: LabelMap) -> Tensor:
     """Contour F-score of match counts m (..., 4) as :func:`contour_matches` gives them, or of their sums.
 
-    R = m_0 / m_2, P = m_1 / m_3, F = 2 P R / (P + R); F = 1 where neither map has a boundary, 0 where only
+    ``R = m_0 / m_2``, ``P = m_1 / m_3``, ``F = 2 P R / (P + R)``; F = 1 where neither map has a boundary, 0 where only
     one has, or where nothing matches. "No boundary" is said of a class that is absent and of one that fills the
     map, so F = 1 even where it fills one map and is absent from the other. The result (...) is float64 in [0, 1].
 
@@ -181,12 +181,15 @@ def contour_f(matches: LabelMap) -> Tensor:
 
 
 def confusion_matrix(prediction: LabelMap, target: LabelMap, num_classes: int) -> Tensor:
-    """Pixel counts C (K, K), int64: C_ij pixels of true class i are predicted as j; void is left out.
+    """Pixel counts of a split, ``C_ij = |{true class = i, predicted class = j}|``; void is left out.
 
     Args:
         prediction: (...), class ids 0..num_classes-1.
         target: the same shape, class ids or 255 = void.
         num_classes: K, background included.
+
+    Returns:
+        C, (K, K), int64.
 
     Raises:
         ValueError: shapes, dtypes or class ids are not as above.
@@ -195,7 +198,7 @@ def confusion_matrix(prediction: LabelMap, target: LabelMap, num_classes: int) -
         >>> confusion_matrix(np.array([[0, 1]]), np.array([[0, 0]]), 2).tolist()
         [[1, 1], [0, 0]]
 
-    Paper and release agree.
+    Paper (Section 4.1) and release agree.
     """
     found, true = torch.as_tensor(prediction), torch.as_tensor(target)
     _check_maps(found, true, num_classes)
@@ -251,9 +254,9 @@ class MeanIoU(Metric):
 class ContourFScore(Metric):
     """Contour F-score of a whole split.
 
-    Pooled (the paper): matches summed over the images, F per class (:func:`contour_f`), mean over the K - 1
-    foreground classes. Per image (DAVIS): F of every image and class that occurs in it (in prediction or
-    target), mean over images, then over classes. Either way a class that occurs nowhere has F = 1.
+    Pooled (the paper): ``F = (K - 1)^-1 sum_c F_c(sum_n m_nc)``, the matches m summed over the images n, F_c of
+    :func:`contour_f` per foreground class. Per image (DAVIS): F of every image and class that occurs in it (in
+    prediction or target), mean over images, then over classes. Either way a class that occurs nowhere has F = 1.
 
     Args:
         num_classes: K, background included.

@@ -128,7 +128,7 @@ def parse_background_rule(text: str | BackgroundRule) -> BackgroundRule:
         >>> parse_background_rule("threshold").value
         0.15
 
-    Defaults are the release's; the paper names alpha for the CRF maps only.
+    Defaults are the release's; the paper (Section 4.1) names alpha for the CRF maps only.
     """
     if isinstance(text, BackgroundRule):
         return text
@@ -170,7 +170,7 @@ def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
 
 
 def label_map(scores: Array) -> Array:
-    """Class of the highest score per pixel, y = argmax_k s_k; the lowest id wins a tie.
+    """Class of the highest score per pixel, ``y = argmax_k s_k``; the lowest id wins a tie.
 
     Args:
         scores: (K, H, W), background at index 0, K <= 255.
@@ -185,7 +185,7 @@ def label_map(scores: Array) -> Array:
         >>> label_map(torch.tensor([[[0.2, 0.6]], [[0.7, 0.4]]])).tolist()
         [[1, 0]]
 
-    Paper and release agree.
+    Paper (Section 4.3) and release agree.
     """
     maps = _maps(scores, "scores", "(K, H, W)")
     if len(maps) > 255:
@@ -196,7 +196,7 @@ def label_map(scores: Array) -> Array:
 def normalize_maximum(foreground: Array, winner_take_all: bool = False) -> Array:
     """Stretch every class to a maximum of 1.
 
-    a_k <- a_k / (max_xy a_k + 1e-5), after a_k <- a_k * [a_k = max_j a_j] with ``winner_take_all``: the
+    ``a_k <- a_k / (max_xy a_k + 1e-5)``, after ``a_k <- a_k * [a_k = max_j a_j]`` with ``winner_take_all``: the
     order in which the release prepares CAMs.
 
     Args:
@@ -213,7 +213,7 @@ def normalize_maximum(foreground: Array, winner_take_all: bool = False) -> Array
         >>> normalize_maximum(torch.tensor([[[0.2, 0.4]]])).round(decimals=3).tolist()
         [[[0.5, 1.0]]]
 
-    Not in the paper.
+    In neither the paper nor, as a step of its own, SEAM (Wang et al., 2020); the release's.
     """
     maps = _maps(foreground, "foreground", "(K-1, H, W)", fewest=0)
     if winner_take_all:
@@ -232,7 +232,7 @@ def walk_cam(
 ) -> Tensor:
     r"""Spread a CAM along pixel affinities: pseudo-label scores of the paper's second stage (Section 4.3).
 
-    s = (1 - \max_k a_k)^alpha, a_1, .., a_{K-1}; averaged to the map of the affinities (adaptive), walked as
+    ``s = (1 - max_k a_k)^alpha, a_1, .., a_{K-1}``; averaged to the map of the affinities (adaptive), walked as
     s T^(2^log_t) with :func:`~wsss_nb.affinity.random_walk`, resized to the image (bilinear).
 
     Args:

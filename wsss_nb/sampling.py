@@ -180,7 +180,7 @@ def image_level_loss_with_logits(logits: Tensor, labels: Tensor, background: boo
         >>> image_level_loss_with_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([[1, 0]]))
         tensor(0.6931)
 
-    The paper pools by the maximum instead; the release and SEAM leave the background out.
+    The paper pools by the maximum instead (Eq. 2); the release and SEAM leave the background out.
     """
     if logits.ndim != 2:
         raise ValueError(f"logits: expected (B, K), got {tuple(logits.shape)}")

@@ -58,11 +58,22 @@ def create_affinity_net(
     pretrained: bool = True,
     batch_norm: BatchNormMode = "frozen",
 ) -> AffinityNet:
-    """Build the AffinityNet of stage 2; arguments as for ``create_cam_net``.
+    """Build the AffinityNet of stage 2 (Ahn and Kwak 2018, Sec. 3.2).
+
+    Args:
+        backbone: "tiny", "efficientnet_lite0" or "resnet38".
+        output_stride: pixels per map pixel; None = the backbone's default (4, 16, 8).
+        pretrained: take the ImageNet weights where pip has them, see ``create_backbone``.
+        batch_norm: "frozen" as published; "train" to train a net from scratch.
+
+    Raises:
+        ValueError: unknown backbone, stride or mode.
 
     Example:
         >>> create_affinity_net("tiny")(torch.rand(1, 3, 96, 96)).shape
         torch.Size([1, 96, 24, 24])
+
+    Paper (Section 4.1): trained on the CAMs, no changes named. With "resnet38" layers and names are the release's.
     """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
     return channels_last(AffinityNet(features, batch_norm=batch_norm))

@@ -69,6 +69,13 @@ def fixed_weights() -> Iterator[None]:
     """Forward passes inside share the folded weights of :func:`conv_norm`; no weight may change meanwhile.
 
     For inference: folding and casting take a twentieth of the time of a forward pass in bfloat16 on a CPU.
+
+    Example:
+        >>> net = nn.Identity()
+        >>> with fixed_weights(), torch.no_grad():
+        ...     views = [net(torch.zeros(1, 3, 8, 8)) for _ in range(2)]
+
+    In neither the paper nor the release; the numbers stay those of BatchNorm after the convolution, to rounding.
     """
     if _folded.get() is not None:
         yield

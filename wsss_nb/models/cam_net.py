@@ -127,6 +127,9 @@ def create_cam_net(
         >>> net = create_cam_net("tiny", 6)
         >>> net(torch.rand(1, 3, 96, 96)).logits.shape
         torch.Size([1, 6, 24, 24])
+
+    Paper (Section 4.1): SEAM's network, trained with Eq. 5 and 6. Release: the same with "resnet38", whose names in the
+    state dict are kept; its PCM acts on the logits.
     """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained, freeze=freeze)
     net = CamNet(features, num_classes, dropout=dropout, batch_norm=batch_norm)
@@ -143,7 +146,27 @@ def create_seam_net(
     dropout: float = 0.5,
     batch_norm: BatchNormMode = "frozen",
 ) -> SeamNet:
-    """Build the SEAM baseline; arguments as for :func:`create_cam_net`."""
+    """Build the SEAM baseline (Wang et al., CVPR 2020): :func:`create_cam_net` with another input of the PCM.
+
+    Args:
+        backbone: "tiny", "efficientnet_lite0" or "resnet38".
+        num_classes: K, background included.
+        output_stride: pixels per map pixel; None = the backbone's default (4, 16, 8).
+        pretrained: take the ImageNet weights where pip has them, see :func:`create_backbone`.
+        dropout: spatial dropout on conv6.
+        batch_norm: "frozen" as published; "train" to train a net from scratch.
+        freeze: False trains the backbone's early blocks too.
+
+    Raises:
+        ValueError: unknown backbone, stride or mode, fewer than two classes.
+
+    Example:
+        >>> net = create_seam_net("tiny", 6)
+        >>> net(torch.rand(1, 3, 96, 96)).revised.shape
+        torch.Size([1, 6, 24, 24])
+
+    The paper's baseline (Section 4.1); layers and names as in SEAM's own release with "resnet38".
+    """
     features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained, freeze=freeze)
     net = SeamNet(features, num_classes, dropout=dropout, batch_norm=batch_norm)
     return channels_last(net)

@@ -122,6 +122,9 @@ def create_deeplab(
     Example:
         >>> create_deeplab("tiny", 6)(torch.rand(1, 3, 96, 96)).shape
         torch.Size([1, 6, 24, 24])
+
+    Paper (Section 4.1): DeepLab-v1 (Chen et al., ICLR 2015). With "resnet38" layers, names and momentum are the
+    release's; the widths of the other heads are ours.
     """
     spec = BACKBONES.get(backbone)
     mode = batch_norm or (spec.deeplab_batch_norm if spec else "frozen")

@@ -40,11 +40,19 @@ class ImageNetClassifier(Network):
 
 
 def create_imagenet_classifier(output_stride: int = 32) -> ImageNetClassifier:
-    """Build the classifier with its ImageNet weights; a smaller ``output_stride`` gives finer features.
+    """Build the classifier with its ImageNet weights.
+
+    Args:
+        output_stride: 8, 16 or 32 pixels of the image per pixel of the map; smaller gives finer features.
+
+    Raises:
+        ValueError: another ``output_stride``.
 
     Example:
         >>> net = create_imagenet_classifier()
         >>> net.features(torch.rand(1, 3, 224, 224)).shape
         torch.Size([1, 1280, 7, 7])
+
+    In neither the paper nor the release; it is for lessons, on CAMs as Zhou et al. (CVPR 2016) define them.
     """
     return channels_last(ImageNetClassifier(output_stride))

@@ -98,9 +98,9 @@ def is_mxnet_params(path: str | os.PathLike[str]) -> bool:
 def read_mxnet_params(path: str | os.PathLike[str], max_bytes: int = 4 << 30) -> dict[str, Tensor]:
     """Read the named arrays of an MXNet ``.params`` file (all versions of the format, dense arrays).
 
-    The format is a header, a list of (version, shape, device, dtype, data) and a list of names. Every
-    size is checked against the bytes that are left before anything is allocated, and nothing in the file is
-    executed.
+    The format is a header, a list of (version, shape, device, dtype, data) and a list of names,
+    ``file = 0x112, 0, n, array_1, .., array_n, n, name_1, .., name_n`` with numbers of 8 bytes. Every size is
+    checked against the bytes that are left before anything is allocated, and nothing in the file is executed.
 
     Args:
         path: the file.
@@ -117,6 +117,9 @@ def read_mxnet_params(path: str | os.PathLike[str], max_bytes: int = 4 << 30) ->
         >>> params = read_mxnet_params("ilsvrc-cls_rna-a1_cls1000_ep-0001.params")  # doctest: +SKIP
         >>> params["arg:conv1a_weight"].shape  # doctest: +SKIP
         torch.Size([64, 3, 3, 3])
+
+    Release: ResNet-38 (Wu et al., 2019) starts from such a file, read by MXNet. The paper (Section 4.1) names the
+    backbone only.
     """
     path = Path(path)
     try:
@@ -160,8 +163,20 @@ def read_mxnet_params(path: str | os.PathLike[str], max_bytes: int = 4 << 30) ->
 def resnet38_names(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The arrays under the names that ResNet-38 has here; names of no layer of it stay as they are.
 
-    ``arg:res3b1_branch2a_weight`` -> ``b3_1.conv_branch2a.weight``,
-    ``aux:bn3a_branch2b1_moving_var`` -> ``b3.bn_branch2b1.running_var``, ``arg:bn7_gamma`` -> ``bn7.weight``.
+    ``arg:res{s}b{u}_{branch}_weight = b{s}_{u}.conv_{branch}.weight``,
+    ``aux:bn{s}a_{branch}_moving_var = b{s}.bn_{branch}.running_var``, ``arg:bn7_gamma = bn7.weight``, and so on.
+
+    Args:
+        params: name -> array of any shape (...), as :func:`read_mxnet_params` gives them.
+
+    Returns:
+        Name -> the same array.
+
+    Example:
+        >>> list(resnet38_names({"arg:res3b1_branch2a_weight": torch.zeros(1), "arg:other": torch.zeros(1)}))
+        ['b3_1.conv_branch2a.weight', 'arg:other']
+
+    In neither the paper nor the publication of ResNet-38 (Wu et al., 2019): the names are those of the release.
     """
     renamed = {}
     for full, array in params.items():

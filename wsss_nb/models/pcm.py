@@ -18,7 +18,7 @@ _MAX_BLOCK = 1 << 24  # affinities held at once where no gradient is asked for
 def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
     r"""Average each pixel's maps over the pixels that look like it.
 
-    y_kj = sum_i x_ki A_ij / (sum_i A_ij + 1e-5) with A_ij = max(0, f_i . f_j), f_i = g_i / (|g_i| + 1e-5)
+    ``y_kj = sum_i x_ki A_ij / (sum_i A_ij + 1e-5)`` with ``A_ij = max(0, f_i . f_j)``, ``f_i = g_i / (|g_i| + 1e-5)``
     (SEAM, Eq. 6-7: ReLU in place of exp; normalised over i).
 
     Args:
@@ -35,6 +35,8 @@ def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
         >>> x = torch.tensor([[[[1.0, 0.0]]]])
         >>> pixel_correlation(x, torch.tensor([[[[1.0, 1.0]]]])).round(decimals=3)
         tensor([[[[0.5000, 0.5000]]]])
+
+    The paper does not mention it beyond taking SEAM as its baseline (Section 4.1); its release applies it to logits.
     """
     if (
         maps.ndim != 4
@@ -69,8 +71,8 @@ def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
 def winner_take_all(logits: Tensor) -> Tensor:
     """The maps that SEAM's PCM refines: detached, normalised by each class's maximum, one class per pixel.
 
-    Foreground k: c_k = max(0, s_k - 1e-5) / (max over pixels of s_k + 1e-5), set to 0 where another
-    foreground class is larger; background: 1 - max_k c_k per pixel.
+    Foreground k: ``c_k = max(0, s_k - 1e-5) / (max over pixels of s_k + 1e-5)``, set to 0 where another
+    foreground class is larger; background: ``c_0 = 1 - max_k c_k`` per pixel.
 
     Args:
         logits: s, (B, K, h, w), background at index 0.
@@ -83,6 +85,8 @@ def winner_take_all(logits: Tensor) -> Tensor:
         tensor([[[[0.0000, 0.5000]],
         <BLANKLINE>
                  [[1.0000, 0.5000]]]])
+
+    SEAM's release (Wang et al., CVPR 2020); the paper's own release skips it, the paper does not mention it.
     """
     s = logits.detach()[:, 1:]
     c = F.relu(s - _EPS) / (s.amax(dim=(2, 3), keepdim=True) + _EPS)

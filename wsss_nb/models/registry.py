@@ -90,6 +90,12 @@ def create_backbone(
 
     Raises:
         ValueError: unknown name or stride.
+
+    Example:
+        >>> create_backbone("tiny").stride
+        4
+
+    Paper (Section 4.1) and release: ResNet-38 (Wu et al., 2019) at stride 8. The others are ours, for small machines.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}")
