@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from wsss_nb import cli
+from wsss_nb.benchmarks.gpu import FIGURE_2
 from wsss_nb.benchmarks.measure import table
 from wsss_nb.benchmarks.rows import ROWS
+from wsss_nb.experiment.profiles import load_profile
 from wsss_nb.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +111,41 @@ def test_the_committed_measurement_is_of_the_present_rows_and_says_where_it_come
     assert re.match(r"\d{4}-\d\d-\d\dT", manifest["created"])
     assert {"wsss-nb", "torch", "numpy"} <= manifest["packages"].keys()
     assert manifest["hardware"]["cores"] and manifest["hardware"]["processor"]
+
+
+def commands() -> list[str]:
+    """Every command of the README's shell blocks on a line of its own, without comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [command for line in lines if (command := " ".join(shlex.split(line, comments=True)))]
+
+
+def test_every_command_is_one_that_the_command_line_takes() -> None:
+    """Flags, fields and their values; programs are those of the environment that ``make`` sets up."""
+    found = [
+        re.split(r"^\.venv/bin/wsss-nb | -m wsss_nb\.cli ", command, maxsplit=1) for command in commands()
+    ]
+    ours = [words[1].split() for words in found if len(words) == 2]
+    assert len(ours) > 20
+    for words in ours:
+        options = cli._parser(words).parse_args(words)
+        if getattr(options, "profile", None):
+            load_profile(options.profile, options.overrides)
+    programs = {command.split()[0] for command in commands()} - {"make", "V=data/VOCdevkit/VOC2012"}
+    assert all(program.startswith(".venv/bin/") for program in programs), programs
+    assert f".venv/bin/{FIGURE_2}" in commands()
+
+
+def test_no_stage_of_the_paper_is_trained_twice() -> None:
+    """Each method goes through the stages once for one GPU, once for eight, in one run folder; that of ``run``."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for title in ("One GPU", "Eight GPUs of one machine"):
+        block = re.search(rf"^\*\*{title}.*?```bash\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+        assert block is not None
+        lines = [line for line in block[1].splitlines() if "--profile paper" in line]
+        trained = [
+            "seam" if "--method seam" in line else "ours" for line in lines if " train deeplab " in line
+        ]
+        assert trained == ["ours", "seam"] and " run " in lines[-1]
+        assert all("--out runs/paper" in line and "--data $V" in line for line in lines)
