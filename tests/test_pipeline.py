@@ -26,6 +26,7 @@ from wsss_nb.errors import InputError
 from wsss_nb.experiment import pipeline, record
 from wsss_nb.experiment.pipeline import Run, open_notebook_run, open_run
 from wsss_nb.experiment.profiles import Profile, load_profile
+from wsss_nb.experiment.provenance import COMMAND
 from wsss_nb.files import read_json
 from wsss_nb.pseudo_labels import walk_cam
 from wsss_nb.results import load_run
@@ -301,6 +302,8 @@ def stamps(out: Path) -> dict[str, int]:
 
 def test_the_second_time_nothing_is_trained(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before, stored = stamps(world.run.out), results(world.run.out)
+    author = (world.run.out / "run.json").stat()
+    monkeypatch.setenv(COMMAND, "wsss-nb look")
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained"))
     again = open_run(tiny(), world.run.out)
     for variant in again.variants:
@@ -309,6 +312,79 @@ def test_the_second_time_nothing_is_trained(world: World, monkeypatch: pytest.Mo
         again.train_deeplab(method)
     assert stamps(world.run.out) == before
     assert results(world.run.out) == stored
+    now = (world.run.out / "run.json").stat()
+    assert (now.st_mtime_ns, now.st_ino) == (author.st_mtime_ns, author.st_ino), "who made it, not who looked"
+
+
+def test_run_json_names_who_trained(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first step with something to do makes a command the author, also if it is interrupted in it."""
+    out = tmp_path / "run"
+    shutil.copytree(world.run.out, out)
+    first = read_json(out / "run.json")
+    assert first["profile"] == world.run.profile.model_dump(mode="json") and first["seeds"] == [0]
+    assert first["data_hash"] == world.run.prepared["hash"] and first["git"] is not None
+    manifests = sorted(path for path in out.rglob("manifest.json"))
+    assert len(manifests) == 1 + 6 * 2 + 2 * (5 + 2), "pre-training, CAM networks, later stages"
+    for path in manifests:
+        made_by = read_json(path)["made_by"]
+        assert made_by.keys() == {"created", "command", "git"} and made_by["git"] == first["git"]
+        assert first["created"] <= made_by["created"]
+    monkeypatch.setenv(COMMAND, "wsss-nb second")
+    changed = tiny(inference__background="threshold:0.3")
+    run = open_run(changed, out)
+    assert read_json(out / "run.json") == first, "nothing trained yet"
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        assert read_json(out / "run.json")["command"] == "wsss-nb second"
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cam, "infer_cams", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.train_cam("lambda1_fsl", 0)
+    assert read_json(out / "run.json")["command"] == "wsss-nb second"
+    monkeypatch.setenv(COMMAND, "wsss-nb third")
+    open_run(changed, out).train_cam("lambda1_fsl", 0)
+    (last, *_) = [
+        author for author in load_run(out).made_by()["steps"] if author["command"] == "wsss-nb third"
+    ]
+    assert last["steps"] == ["cam/lambda1_fsl/seed0/val"], "the training stays the first command's"
+    assert read_json(out / "run.json")["command"] == "wsss-nb third"
+
+    monkeypatch.setenv(COMMAND, "wsss-nb train")
+    assert cli.main(["train", "cam", "--seed", "1", "--out", str(out), *flags(seeds=[0, 1])]) == 0
+    assert read_json(out / "run.json")["command"] == "wsss-nb train"
+
+
+def test_costs_count_all_steps_alike(world: World) -> None:
+    def seconds(*folders: str) -> float:
+        return sum(read_json(world.run.out / name / "manifest.json")["cost"]["seconds"] for name in folders)
+
+    stored = results(world.run.out)
+    assert stored["pretrain"]["cost"]["seconds"] == seconds("pretrain") and stored["pretrain"]["seed"] == 0
+    for row in stored["cam"]:
+        assert row["cost"]["steps"] == ["model", "val"]
+        assert row["cost"]["seconds"] == pytest.approx(
+            seconds(*(f"{row['folder']}/{s}" for s in ("model", "val")))
+        )
+    for row in stored["stages"]:
+        steps = (
+            ["cams", "crf", "model", "train", "val"] if row["stage"] == "affinitynet" else ["model", "val"]
+        )
+        assert row["cost"]["steps"] == steps
+        assert row["cost"]["seconds"] == pytest.approx(seconds(*(f"{row['folder']}/{s}" for s in steps)))
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"cam": null}', '{"cam": [{}]}', '{"schema": 1'])
+def test_broken_results_are_not_overwritten(world: World, tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"results.json: .*; remove the file: finished steps give their scores"
+    ):
+        open_run(tiny(), tmp_path)
+    assert (tmp_path / "results.json").read_text() == content
 
 
 def test_only_what_depends_on_a_change_is_made_again(world: World, tmp_path: Path) -> None:
@@ -482,6 +558,7 @@ def test_a_killed_sweep_of_two_workers_ends_as_one_workers(world: World, tmp_pat
     assert not results(out)["cam"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
+    assert read_json(out / "run.json")["command"].startswith("python -m wsss_nb.cli sweep")
     for variant in ("lambda1_fsl", "average"):
         assert cam_row(out, variant) == cam_row(world.run.out, variant)
     for place in ("pretrain", "cam/lambda1_fsl/seed0/model", "cam/average/seed0/model"):

@@ -96,14 +96,84 @@ def test_every_field_of_a_manifest(run: Run, checkout: dict[str, Any], tmp_path:
         "cam/lambda1_fsl/seed0/model": "code of cam/lambda1_fsl/seed0/model",
         "cam/lambda1_fsl/seed4/val": "scoring",
     }
-    assert found["made_by"] == MADE_BY, "the machine that trained, not the one that draws"
+    made_by = found["made_by"]
+    assert {**MADE_BY, "steps": made_by["steps"]} == made_by, (
+        "the machine that trained, not the one that draws"
+    )
     assert (found["run"], found["synthetic"], found["note"]) == ("quick", True, "synthetic data, not VOC")
     assert found["title"] and found["shows_images"] is False and found["measured"] is False
     assert f"{name}.npz" in found["files"] and all(len(digest) == 64 for digest in found["files"].values())
     assert str(tmp_path) not in json.dumps(found)
 
 
-def test_a_run_that_wsss_nb_run_did_not_make(run: Run) -> None:
+def test_each_step_names_its_commit_and_command(run: Run) -> None:
+    """Two commits trained, a third scored last; a step of an older run does not say."""
+    clean, dirty = {"commit": "a" * 40, "dirty": False}, {"commit": "b" * 40, "dirty": True}
+    said = [
+        ("pretrain", clean, "wsss-nb sweep", "2024-05-01T10:00:00+00:00"),
+        ("cam/lambda1_fsl/seed0/model", clean, "wsss-nb sweep", "2024-05-01T11:00:00+00:00"),
+        ("cam/lambda1_fsl/seed0/val", dirty, "wsss-nb run", "2024-05-02T10:00:00+00:00"),
+        ("affinitynet/ours/seed0/crf", clean, "wsss-nb run", "2024-05-01T12:00:00+00:00"),
+    ]
+    for name, git, command, created in said:
+        made = {"git": git, "command": command, "created": created}
+        (run.folder / name).mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / name / "manifest.json", {"inputs": {}, "made_by": made})
+    made_by = describe_run(run)["made_by"]
+    assert made_by["steps"] == [
+        {"git": None, "command": None, "created": None, "steps": ["cam/lambda1_fsl/seed4/val"]},
+        {
+            "git": clean,
+            "command": "wsss-nb sweep",
+            "created": ["2024-05-01T10:00:00+00:00", "2024-05-01T11:00:00+00:00"],
+            "steps": ["pretrain", "cam/lambda1_fsl/seed0/model"],
+        },
+        {
+            "git": clean,
+            "command": "wsss-nb run",
+            "created": ["2024-05-01T12:00:00+00:00"] * 2,
+            "steps": ["affinitynet/ours/seed0/crf"],
+        },
+        {
+            "git": dirty,
+            "command": "wsss-nb run",
+            "created": ["2024-05-02T10:00:00+00:00"] * 2,
+            "steps": ["cam/lambda1_fsl/seed0/val"],
+        },
+    ]
+    assert {name: made_by[name] for name in MADE_BY} == MADE_BY
+    (run.folder / "run.json").unlink()
+    made_by = describe_run(run)["made_by"]
+    assert made_by["git"] is None and len(made_by["steps"]) == 4, "the steps still say it"
+
+
+def test_the_imagenet_weights_are_among_the_weights(run: Run) -> None:
+    assert "imagenet" not in describe_run(run)["weights"]
+    results = read_json(run.folder / "results.json")
+    write_json(run.folder / "results.json", {**results, "weights": "c" * 64})
+    assert describe_run(load_run(run.folder))["weights"]["imagenet"] == "c" * 64
+
+
+def test_the_fingerprint_is_of_what_is_drawn(run: Run) -> None:
+    first = run.fingerprint()
+    assert load_run(run.folder).fingerprint() == first
+    (run.folder / "notebooks").mkdir()
+    (run.folder / "notebooks/state.json").write_text("{}")
+    (run.folder / "pretrain/started.json").write_text("{}")
+    assert run.fingerprint() == first
+    found = {first}
+    for name in (
+        "run.json",
+        "results.json",
+        "pretrain/manifest.json",
+        "cam/lambda1_fsl/seed4/val/manifest.json",
+    ):
+        write_json(run.folder / name, {**read_json(run.folder / name), "more": 1})
+        found.add(run.fingerprint())
+    assert len(found) == 5
+
+
+def test_a_run_that_does_not_say_who_made_it(run: Run) -> None:
     (run.folder / "run.json").unlink()
     assert describe_run(run)["made_by"] is None
     (run.folder / "run.json").write_text("[]")

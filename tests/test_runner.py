@@ -46,6 +46,8 @@ class FakeProfile(Config):
     name: str = "quick"
     seeds: tuple[int, ...] = (7,)
     epochs: int = 3
+    backbone: str = "tiny"
+    imagenet_weights: str = ""
     data: Data = Data()
 
 
@@ -58,6 +60,20 @@ def write(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) ->
     path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
     return path
+
+
+SCORES = {
+    "protocol": {}, "miou": 0.5, "contour_f": 0.5, "iou": [0.5, 0.5], "f": [0.5], "confusion": [[1, 0], [0, 1]],
+    "matches": [[1, 1, 1, 1]],
+}  # fmt: skip
+
+
+def results_of(rows: int) -> str:
+    """A results.json of so many trainings, which differ in their seeds."""
+    row = {"variant": "average", "method": "average", "lambda": None, "fsl": False, "folder": "cam/average/seed0"}
+    cam = [{**row, "seed": seed, "scores": SCORES} for seed in range(rows)]
+    head = {"schema": 1, "run": "run", "profile": {}, "synthetic": True, "classes": ["background", "fish"]}
+    return json.dumps({**head, "cam": cam, "stages": []})
 
 
 def request_for(out_dir: Path, **changes: Any) -> RunRequest:
@@ -182,9 +198,6 @@ def test_failure_names_cell_and_line_and_stops_only_what_needs_it(tmp_path: Path
 
     write(folder, "04_b", "fine = 1", "x = 1")
     assert run(folder, request_for(out))[0] == {"01": "current", "04": "done", "05": "done", "07": "done"}
-    assert run(folder, request_for(out, only=["07"]))[0] == {"07": "current"}
-    write(folder, "04_b", "fine = 2")
-    assert run(folder, request_for(out, only=["07_d"]))[0] == {"07": "waits"}
     with pytest.raises(InputError, match=r"only: expected notebooks of 01_a, .*, got '09'"):
         run(folder, request_for(out, only=["09"]))
 
@@ -441,16 +454,91 @@ def test_parameters_from_the_command_line_get_their_declared_type() -> None:
 
 def test_results_emptied_by_another_profile_bring_the_stages_back(tmp_path: Path) -> None:
     folder, out = tmp_path / "notebooks", tmp_path / "run"
-    results = '{"cam": [1, 2], "stages": []}'
-    write(folder, "04_a", f"import pathlib\npathlib.Path(out_dir, 'results.json').write_text('{results}')")
+    write(
+        folder, "04_a", f"import pathlib\npathlib.Path(out_dir, 'results.json').write_text('{results_of(2)}')"
+    )
     write(folder, "07_b", "1")
     assert run(folder, request_for(out))[0] == {"04": "done", "07": "done"}
     assert run(folder, request_for(out))[0] == {"04": "current", "07": "current"}
-    (out / "results.json").write_text('{"cam": [], "stages": []}')
-    assert run(folder, request_for(out, only=["07"]))[0] == {"07": "waits"}
+    (out / "results.json").write_text(results_of(0))
+    status, log = run(folder, request_for(out, only=["07"]))
+    assert status == {"07": "waits"} and f"draws from results.json of {out}, which holds no scores" in log
     assert run(folder, request_for(out))[0] == {"04": "done", "07": "current"}
-    (out / "results.json").write_text('{"cam": [1, 2, 3], "stages": []}')
+    (out / "results.json").write_text(results_of(3))
     assert run(folder, request_for(out))[0] == {"04": "current", "07": "done"}, "figures follow the results"
+    (out / "run.json").write_text("{}")
+    assert run(folder, request_for(out))[0] == {"04": "current", "07": "done"}, "and who made them"
+
+
+def test_a_finished_run_is_drawn_whatever_made_it(tmp_path: Path) -> None:
+    """Other settings, other data, other cells of the stages: what is drawn is what the run holds."""
+    folder, out = tmp_path / "notebooks", tmp_path / "run"
+    write(
+        folder, "04_a", f"import pathlib\npathlib.Path(out_dir, 'results.json').write_text('{results_of(2)}')"
+    )
+    write(folder, "05_b", "1")
+    write(folder, "07_c", "print(data_root)")
+    assert set(run(folder, request_for(out))[0].values()) == {"done"}
+    write(folder, "04_a", "raise ValueError('the stages are not for today')")
+    gone = FakeProfile(
+        epochs=9, data=Data(kind="voc", root=str(tmp_path / "unmounted")), imagenet_weights="gone"
+    )
+    other = replace(request_for(out, only=["07"]), profile=gone)  # type: ignore[arg-type]
+    assert run(folder, other)[0] == {"07": "current"}
+    write(folder, "07_c", "print(2)")
+    assert run(folder, other)[0] == {"07": "done"}
+    assert run(folder, replace(other, data_root="elsewhere"))[0] == {"07": "done"}, "its pictures are there"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "results.json").write_text(results_of(1))
+    assert run(folder, request_for(copy, only=["07"]))[0] == {"07": "done"}, "without a record of its stages"
+
+
+def test_why_a_notebook_waits_is_the_truth(tmp_path: Path) -> None:
+    folder, out = tmp_path / "notebooks", tmp_path / "run"
+    write(folder, "04_a", "import pathlib\npathlib.Path(out_dir, 'step').write_text('')")
+    write(folder, "05_b", "1")
+
+    def reason(**changes: Any) -> str:
+        request = request_for(out, only=["05"])
+        status, log = run(folder, replace(request, profile=FakeProfile(**changes)))  # type: ignore[arg-type]
+        assert status == {"05": "waits"}
+        return log.strip().removeprefix("05_b: not run: it needs 04_a, ")
+
+    assert reason() == "which has not been run"
+    run(folder, request_for(out, only=["04"]))
+    assert reason(epochs=4) == "which ran with other settings, data or code"
+    (out / "step").unlink()
+    assert reason() == "whose results are not all there any more"
+    write(folder, "04_a", "raise ValueError")
+    run(folder, request_for(out, only=["04"]))
+    assert reason() == "which has not run to its end"
+
+
+def test_other_imagenet_weights_bring_the_stages_back(tmp_path: Path) -> None:
+    folder, weights = tmp_path / "notebooks", tmp_path / "rna.params"
+    write(folder, "04_a", "1")
+    weights.write_bytes(b"first")
+    profile = FakeProfile(imagenet_weights=str(weights))
+    request = replace(request_for(tmp_path / "run"), profile=profile)  # type: ignore[arg-type]
+    assert [run(folder, request)[0]["04"] for _ in range(2)] == ["done", "current"]
+    weights.write_bytes(b"other")
+    assert run(folder, request)[0] == {"04": "done"}, "the file has its name and its size, and other weights"
+    pip = FakeProfile(backbone="efficientnet_lite0")
+    stamps = {runner._input_stamp(p) for p in (pip, FakeProfile(), profile)}  # type: ignore[arg-type]
+    assert len(stamps) == 3, "the weights that pip brings count too"
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"cam": null}', '{"cam": [{}]}', "{", results_of(1)[:-40]])
+def test_broken_results_are_one_clear_error(tmp_path: Path, content: str) -> None:
+    folder, out = tmp_path / "notebooks", tmp_path / "run"
+    write(folder, "04_a", "1")
+    write(folder, "07_b", "1")
+    out.mkdir()
+    (out / "results.json").write_text(content)
+    for only in ([], ["07"]):
+        with pytest.raises(InputError, match=r"results.json: .*(expected|input should)"):
+            run(folder, request_for(out, only=only))
 
 
 def test_written_files_stand_for_folders_with_a_manifest(tmp_path: Path) -> None:
