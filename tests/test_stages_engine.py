@@ -121,6 +121,22 @@ def test_parts_by_hand() -> None:
     assert spread[0].batch.correction.item() == pytest.approx((2 / 6) / (3 / 18))
 
 
+@pytest.mark.parametrize(("total", "processes", "count"), [(10, 8, 2), (7, 3, 3), (5, 2, 9), (9, 3, 2)])
+def test_all_processes_have_as_many_parts(total: int, processes: int, count: int) -> None:
+    """BatchNorm over processes waits for all of them in every part; every row is in one part."""
+    sizes, rows = set(), []
+    for index in range(processes):
+        crew = Processes()
+        crew.index, crew.count = index, processes
+        first, last = crew.rows(total)
+        parts = parts_of(torch.arange(first, last), count, total, crew, None)
+        sizes.add(len(parts))
+        assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+        assert all(len(part.batch) == part.rows > 0 for part in parts)
+        rows += [number for part in parts for number in part.batch.tolist()]
+    assert sizes == {min(count, total // processes)} and rows == list(range(total))
+
+
 def test_processes_share_rows_and_items() -> None:
     rows = []
     for index in range(3):

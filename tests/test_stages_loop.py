@@ -21,6 +21,7 @@ from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages import loop, steps
 from wsss_nb.stages.config import OptimizerConfig
 from wsss_nb.stages.loop import TrainingError, epoch_seed, train
+from wsss_nb.stages.processes import Processes
 from wsss_nb.stages.steps import run_step, step_key
 
 STEPS = 3
@@ -247,6 +248,37 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], 
 
 
 # Resuming
+
+
+class Two(Processes):
+    """The first of two processes; the other finds no checkpoint, having a stale view of the folder, or the same one."""
+
+    count = 2
+
+    def __init__(self, stale: bool) -> None:
+        super().__init__()
+        self.stale = stale
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values if self.stale else values + values.flip(0)
+
+
+def test_processes_that_find_different_checkpoints_do_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for each other in different epochs."""
+    run(tmp_path, epochs=2)
+    loader = Noise()
+    loader.batch_size = 5  # type: ignore[attr-defined]
+    monkeypatch.setattr("wsss_nb.stages.engine.processes", lambda: Two(stale=True))
+    with pytest.raises(
+        TrainingError,
+        match=r"to find the same checkpoint\.pt, got those of epochs \[2, 0\]; the same command",
+    ):
+        run(tmp_path, loader, epochs=2)
+    monkeypatch.setattr("wsss_nb.stages.engine.processes", lambda: Two(stale=False))
+    _, history = run(tmp_path, loader, epochs=2)
+    assert len(history) == 2
 
 
 @pytest.mark.parametrize("moment", [(1, 0), (1, 2), (2, 1)])

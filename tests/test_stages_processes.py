@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,21 @@ SETTINGS = [
     "--cam.views.sizes", "[[48,48]]", "--cam.dropout", "0.5", "--cam.learn_similarity", "true", "--cam.accumulate", "1",
     "--threads", "1", "--inference.scales", "1",
 ]  # fmt: skip
+# Stage 2 on fresh augmentations: its means over pairs need the numbers of all processes, whose crops differ.
+SECOND = [
+    "--affinitynet.epochs", "2", "--affinitynet.batch_size", "3", "--affinitynet.views.cached", "false",
+    "--affinitynet.views.crop", "40", "--affinitynet.views.long_side", "null", "--affinitynet.crf.iterations", "1",
+    "--affinitynet.optimizer.learning_rate", "0.05", "--workers", "1",
+]  # fmt: skip
+# What `accelerate config` may have left in a user's home; the profile says float32 and no compiling.
+CONFIGURATION = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: 1
+mixed_precision: bf16
+dynamo_config: {dynamo_backend: INDUCTOR}
+"""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -34,44 +51,90 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"ACCELERATE_USE_CPU": "true", "WSSS_NB_HEADLESS": "1", "OMP_NUM_THREADS": "1"} | more
 
 
-def command(root: Path, out: Path, several: bool) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-m"]
-    if several:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = ["wsss_nb.cli", "train", "cam", "--data", str(root), "--out", str(out), *SETTINGS]
-    return subprocess.run([*start, *words], env=environment(), capture_output=True, text=True)
+Pair = tuple[Path, Path, subprocess.CompletedProcess[str]]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+# with --cpu in place of --multi_gpu it would start one process only; ACCELERATE_USE_CPU puts both on the CPU
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+    "-m",
+]
+
+
+def command(
+    words: list[str], launcher: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", *launcher, "wsss_nb.cli", "train"]
+    answer = subprocess.run(
+        [*start, *words, *SETTINGS], env=environment(**variables), capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Stage 1 by one process and by two of ``torchrun``: both run folders, and what the two said."""
     base = tmp_path_factory.mktemp("processes")
-    root = base / "fish"
-    make_synthetic(root, num_train=7, num_val=3, size=48)
-    answers = [command(root, base / name, several) for name, several in (("one", False), ("two", True))]
-    for answer in answers:
-        assert answer.returncode == 0, answer.stderr
-    return base / "one", base / "two", answers[1]
+    make_synthetic(base / "fish", num_train=7, num_val=3, size=48)
+    words = ["cam", "--data", str(base / "fish"), "--out"]
+    command([*words, str(base / "one")])
+    return base / "one", base / "two", command([*words, str(base / "two")], TORCHRUN)
 
 
-def checkpoint(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(out / "cam/lambda1_fsl/seed0/model/checkpoint.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def second(pair: Pair) -> Pair:
+    """Stage 2 on the same CAM network by one process and by two of ``accelerate launch``."""
+    base = pair[0].parent
+    home = base / "home"
+    (home / "accelerate").mkdir(parents=True)
+    (home / "accelerate/default_config.yaml").write_text(CONFIGURATION)
+    one, two = (shutil.copytree(pair[0], base / f"second{count}") for count in (1, 2))
+    words = ["affinitynet", "--data", str(base / "fish"), *SECOND, "--out"]
+    command([*words, str(one)])
+    return one, two, command([*words, str(two)], ACCELERATE, HF_HOME=str(home))
+
+
+def checkpoint(out: Path, stage: str = "cam/lambda1_fsl") -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(out / stage / "seed0/model/checkpoint.pt", weights_only=True)
     return found
 
 
-def test_the_loss_curve_is_that_of_one_process(pair: tuple[Path, Path, Any]) -> None:
-    one, two = (checkpoint(out)["history"] for out in pair[:2])
-    assert len(one) == len(two) == 2 and len(one[0]) >= 11
-    for row, other in zip(one, two, strict=True):
+def assert_same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert len(one["history"]) == len(two["history"]) == 2
+    for row, other in zip(one["history"], two["history"], strict=True):
         assert row.keys() == other.keys()
         for name in row.keys() - {"seconds"}:
             assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
-    a, b = (checkpoint(out)["modules"] for out in pair[:2])
-    assert list(a) == list(b), "saved without the wrapper's names"
-    for name, value in a.items():
-        torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4)
+    assert list(one["modules"]) == list(two["modules"]), "saved without the wrapper's names"
+    for name, value in one["modules"].items():
+        torch.testing.assert_close(two["modules"][name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_every_image_is_inferred_once_and_scored_together(pair: tuple[Path, Path, Any]) -> None:
+def test_the_loss_curve_is_that_of_one_process(pair: Pair) -> None:
+    one, two = (checkpoint(out) for out in pair[:2])
+    assert len(one["history"][0]) >= 11
+    assert_same_training(one, two)
+
+
+def test_the_loss_curve_of_stage_2_is_that_of_one_process(second: Pair) -> None:
+    """Augmented views, pairs counted over both processes, a configuration of Accelerate that says otherwise."""
+    one, two = (checkpoint(out, "affinitynet/ours") for out in second[:2])
+    losses = [row["affinity"] for row in one["history"]]
+    assert losses[0] > 0.1 and losses[0] != losses[1]
+    assert_same_training(one, two)
+    assert all(checkpoint(second[0])["epoch"] == checkpoint(out)["epoch"] for out in second[:2])
+    results = [json.loads((out / "results.json").read_text())["stages"][-1] for out in second[:2]]
+    assert results[0]["stage"] == results[1]["stage"] == "affinitynet"
+    assert results[1]["scores"]["miou"] == pytest.approx(results[0]["scores"]["miou"], abs=0.02)
+    assert second[2].stdout.count("mIoU") == 1, "one of the two speaks"
+
+
+def test_every_image_is_inferred_once_and_scored_together(pair: Pair) -> None:
     one, two = (json.loads((out / "results.json").read_text())["cam"][0] for out in pair[:2])
     confusion = np.array(two["scores"]["confusion"])
     assert confusion.sum() == np.array(one["scores"]["confusion"]).sum(), (
@@ -85,7 +148,7 @@ def test_every_image_is_inferred_once_and_scored_together(pair: tuple[Path, Path
     assert keys[0] == keys[1], "how many processes computed a step is none of its settings"
 
 
-def test_the_main_process_alone_speaks_and_writes(pair: tuple[Path, Path, Any]) -> None:
+def test_the_main_process_alone_speaks_and_writes(pair: Pair) -> None:
     assert pair[2].stdout.count("written to") == 1 and pair[2].stdout.count("mIoU") == 1
     assert not list(pair[1].rglob("*.tmp")) and not list(pair[1].rglob("started.json"))
 

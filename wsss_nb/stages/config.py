@@ -93,7 +93,9 @@ class TrainingConfig(Config):
         description="of convolutions and matrix products, in training and inference; the losses are float32",
     )
     accumulate: Count = Field(
-        1, description="parts a process computes its rows of a batch in, to save memory"
+        1,
+        description="parts a process computes its rows of a batch in, to save memory; BatchNorm that is trained "
+        "(stage 3) normalises by each part",
     )
     channels_last: bool = Field(True, description="memory layout of the convolutions in training")
     compile: bool = Field(False, description="torch.compile of the trained part of the network")

@@ -63,7 +63,9 @@ class Part:
 
 
 def parts_of(batch: Any, count: int, total: int | None, crew: Processes, counts: Counts | None) -> list[Part]:
-    """Split a process's rows into at most ``count`` parts.
+    """Split a process's rows into ``count`` parts, or as many as the process with the fewest rows has of them.
+
+    All processes have the same number of parts: BatchNorm over processes waits for all in every part.
 
     A loss that is a mean over something else than images (pixels with a label, pairs of a kind) is not the mean of its
     parts. For those ``counts`` says how many items the means of a batch are over; each part gets the factors that make the
@@ -81,8 +83,8 @@ def parts_of(batch: Any, count: int, total: int | None, crew: Processes, counts:
     rows = _rows(batch)
     total = rows if total is None else total
     first = crew.rows(total)[0]
-    edges = [rows * number // count for number in range(count + 1)]
-    spans = [(low, high) for low, high in pairwise(edges) if high > low]
+    count = min(count, total // crew.count)
+    spans = list(pairwise(rows * number // count for number in range(count + 1)))
     pieces = [_cut(batch, low, high) for low, high in spans]
     shares = [(high - low) / total for low, high in spans]
     if counts is not None:

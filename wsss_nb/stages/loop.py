@@ -128,7 +128,8 @@ def train(
         One row an epoch: mean of each loss, ``epoch``, ``step``, ``seconds`` and what ``record`` gives.
 
     Raises:
-        TrainingError: a loss, or what it is computed of, is not finite, or the GPU's memory does not suffice.
+        TrainingError: a loss, or what it is computed of, is not finite, the GPU's memory does not suffice, or not all
+            processes find the same checkpoint.
         DiskFullError: no room for a checkpoint; the one before is kept.
         InputError: the checkpoint found does not fit.
     """
@@ -145,7 +146,14 @@ def train(
         start, history = found["epoch"], found["history"]
         if start < epochs:
             print(f"{description}: resumes from epoch {start} of {epochs} ({checkpoint.name})", flush=True)
-    crew.wait()  # nobody writes before all have read
+    starts = torch.zeros(crew.count)
+    starts[crew.index] = start
+    starts = crew.sum(starts)  # and nobody writes before all have read
+    if starts.unique().numel() > 1:
+        raise TrainingError(
+            f"{description}: expected all processes to find the same {checkpoint.name}, got those of epochs "
+            f"{starts.int().tolist()}; the same command carries on once all machines see the file"
+        )
     last_line = time.monotonic()
     for epoch in range(start, epochs):
         begun = time.monotonic()

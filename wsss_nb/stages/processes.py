@@ -96,7 +96,8 @@ class _Launched(Processes):
             InitProcessGroupKwargs(timeout=timedelta(days=1)),
             DistributedDataParallelKwargs(find_unused_parameters=True),
         ]
-        self._accelerator = Accelerator(kwargs_handlers=handlers)
+        # precision and compiling are settings of the profile, not of a user's configuration of Accelerate
+        self._accelerator = Accelerator(mixed_precision="no", dynamo_backend="no", kwargs_handlers=handlers)
         self._broadcast = broadcast_object_list
         self.index, self.count = self._accelerator.process_index, self._accelerator.num_processes
         self.device = self._accelerator.device
