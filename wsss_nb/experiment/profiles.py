@@ -173,7 +173,7 @@ def _paper() -> Profile:
     """The paper on VOC 2012 + SBD with ResNet-38 on GPUs; mu and sigma are learned from the release's values.
 
     The optimiser is the release's with its quirk. The paper states neither the weight of the feature-similarity loss nor the
-    rate of mu and sigma: the weight and its normaliser are the release's here. The CRF is computed by pydensecrf, as in the paper.
+    rate of mu and sigma: the weight and its normaliser are the release's here. The CRF is pydensecrf, as in the paper.
     """
     views = ViewsConfig(loader_workers=8)
     cam = CamConfig(optimizer=_QUIRK, views=views, learn_similarity=True)
