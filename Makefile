@@ -4,7 +4,8 @@
 # make lint        ruff and mypy
 #
 # Each sets up .venv first, and again when pyproject.toml or constraints.txt change.
-# Needs Python 3.10 or newer with venv, make and a C++ compiler.
+# Needs Python 3.10 or newer with venv, make and a C++ compiler. The tests that open a browser need chromium
+# (apt-get install chromium) and are skipped without it.
 # PYTHON=python3.12 chooses another interpreter, PIP_FLAGS='--extra-index-url URL' another build of torch.
 
 SHELL := /bin/bash
