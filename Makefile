@@ -5,6 +5,7 @@
 #
 # Each sets up .venv first, and again when pyproject.toml or constraints.txt change.
 # Needs Python 3.10 or newer with venv and make; a C++ compiler for pydensecrf2, which tests need and nothing else.
+# The tests that open a browser need chromium (apt-get install chromium) and are skipped without it.
 # PYTHON=python3.12 chooses another interpreter, PIP_FLAGS='--extra-index-url URL' another build of torch.
 
 SHELL := /bin/bash

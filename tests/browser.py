@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -13,16 +14,26 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import nbformat
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 SECONDS = 1000.0  # playwright counts milliseconds
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Lab(NamedTuple):
+    """Where JupyterLab is, and the token that it asks for."""
+
+    address: str
+    token: str
 
 
 @contextmanager
-def jupyterlab(home: Path, notebooks: list[nbformat.NotebookNode], names: list[str]) -> Iterator[str]:
-    """JupyterLab on copies of the notebooks without their outputs, so that what is seen is new; its address."""
+def jupyterlab(home: Path, notebooks: list[nbformat.NotebookNode], names: list[str]) -> Iterator[Lab]:
+    """JupyterLab on copies of the notebooks without their outputs, so that what is seen is new."""
     for notebook, name in zip(notebooks, names, strict=True):
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -43,18 +54,19 @@ def jupyterlab(home: Path, notebooks: list[nbformat.NotebookNode], names: list[s
     places = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "RUNTIME", "DATA")}
     environment = {**os.environ, **places, "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
     environment["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # whoever else is on this machine can reach the port; a token on the command line could be read there
+    token = environment["JUPYTER_TOKEN"] = secrets.token_hex(16)
     environment.pop("WSSS_NB_HEADLESS", None)
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
-        f"--ServerApp.root_dir={home}", f"--LabApp.app_settings_dir={settings}",
+        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={home}", f"--LabApp.app_settings_dir={settings}",
     ]  # fmt: skip
     with open(home / "server.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=home)
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for(f"{address}/api", server, home / "server.log")
-            yield address
+            yield Lab(address, token)
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -75,18 +87,16 @@ def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Debian's browser."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert found, "the browser tests need chromium: apt-get install chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
-def run_all(browser: Browser, address: str, name: str) -> Page:
+def run_all(browser: Browser, lab: Lab, name: str) -> Page:
     """Open a notebook in a page of its own and have all its cells run."""
     page = browser.new_page(viewport={"width": 1500, "height": 1100})
-    page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?reset")
+    page.goto(f"{lab.address}/lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={lab.token}")
     page.locator(".jp-Notebook").wait_for(timeout=60 * SECONDS)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60 * SECONDS)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -135,11 +145,41 @@ class Play:
         assert self.image.count() == 1, "one picture, updated in place"
         return words
 
+    @contextmanager
+    def record(self) -> Iterator[SimpleNamespace]:
+        """What is shown and said meanwhile: every new picture, and every sentence, however short it stands there."""
+        self.box.evaluate(
+            """box => {
+                const said = () => box.querySelector("[role=status]")?.innerText;
+                const seen = window.seen = { pictures: [], words: [said()] };
+                seen.observer = new MutationObserver(changes => {
+                    for (const change of changes) {
+                        if (change.attributeName == "src") seen.pictures.push(change.target.src);
+                        else if (said() && said() != seen.words.at(-1)) seen.words.push(said());
+                    }
+                });
+                const what = { subtree: true, childList: true, characterData: true, attributeFilter: ["src"] };
+                seen.observer.observe(box, what);
+            }"""
+        )
+        seen = SimpleNamespace(pictures=[], words=[])
+        yield seen
+        found = self.page.evaluate("({ pictures: seen.pictures, words: seen.words.slice(1) })")
+        self.page.evaluate("seen.observer.disconnect()")
+        seen.pictures, seen.words = found["pictures"], found["words"]
+
+    def _row(self, name: str) -> Locator:
+        return self.box.locator(".widget-slider", has_text=name)
+
     def slider(self, name: str) -> Locator:
         """The handle of a slider."""
-        handle = self.box.locator(".widget-slider", has_text=name).locator(".noUi-handle")
+        handle = self._row(name).locator(".noUi-handle")
         handle.scroll_into_view_if_needed()
         return handle
+
+    def readout(self, name: str) -> str:
+        """The number beside a slider."""
+        return self._row(name).locator(".widget-readout").inner_text()
 
     def press(self, name: str, key: str = "ArrowRight", times: int = 3) -> str:
         """Step a slider by the keyboard; the words that follow."""
@@ -149,9 +189,8 @@ class Play:
             self.page.keyboard.press(key)
         return self.expect_another_picture(before)
 
-    def drag(self, name: str, pixels: int) -> str:
-        """Drag a slider with the mouse, in small moves; the words that follow."""
-        before, _ = self.settled()
+    def move(self, name: str, pixels: int) -> None:
+        """Drag a slider with the mouse, in small moves, and let it go."""
         place = self.slider(name).bounding_box()
         assert place is not None
         x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
@@ -161,13 +200,28 @@ class Play:
             self.page.mouse.move(x + pixels * step / 10, y)
             self.page.wait_for_timeout(60)
         self.page.mouse.up()
+
+    def drag(self, name: str, pixels: int) -> str:
+        """Drag a slider with the mouse; the words that follow."""
+        before, _ = self.settled()
+        self.move(name, pixels)
         return self.expect_another_picture(before)
 
+    def menu(self, name: str) -> Locator:
+        """A menu."""
+        return self.box.locator(".widget-dropdown", has_text=name).locator("select")
+
     def choose(self, name: str, option: str) -> str:
-        """Choose from a menu; the words that follow."""
+        """Choose the first option of a menu that begins like this; the words that follow."""
         before, _ = self.settled()
-        self.box.locator(".widget-dropdown", has_text=name).locator("select").select_option(label=option)
+        texts = [_plain(text) for text in self.menu(name).locator("option").all_text_contents()]
+        place = next(place for place, text in enumerate(texts) if text.startswith(option))
+        self.menu(name).select_option(index=place)
         return self.expect_another_picture(before)
+
+    def chosen(self, name: str) -> str:
+        """The option that a menu shows."""
+        return _plain(self.menu(name).evaluate("menu => menu.selectedOptions[0].textContent"))
 
     def upload(self, name: str, path: Path) -> None:
         """Choose a file in the dialogue that a button opens."""
@@ -183,3 +237,8 @@ class Play:
             button if button.count() else self.box.locator(".widget-checkbox", has_text=name).locator("input")
         ).click()
         return self.expect_another_picture(before)
+
+
+def _plain(text: str) -> str:
+    """ipywidgets writes menus with spaces that do not break."""
+    return text.replace("\N{NO-BREAK SPACE}", " ").strip()

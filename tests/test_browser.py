@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import io
 import re
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
-from browser import Play, chromium, jupyterlab, run_all, wait_for_the_end
+import skimage.data
+from browser import CHROMIUM, Play, chromium, jupyterlab, run_all, wait_for_the_end
 from PIL import Image
 from playwright.sync_api import expect
 
 from wsss_nb import widgets
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no browser on this machine: apt-get install chromium"
+)
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = {
@@ -30,14 +37,14 @@ WALK = "walk.ipynb"  # notebook 05 trains before it can show its explorer; here 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on the lessons; its address."""
+    """JupyterLab on the lessons."""
     walk = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell("from wsss_nb import widgets\n\nwidgets.WalkExplorer()")],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
     sources = [nbformat.read(FOLDER / name, as_version=4) for name in LESSONS.values()]
-    with jupyterlab(tmp_path_factory.mktemp("lab"), [*sources, walk], [*LESSONS.values(), WALK]) as address:
-        yield address
+    with jupyterlab(tmp_path_factory.mktemp("lab"), [*sources, walk], [*LESSONS.values(), WALK]) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,12 @@ def _number(words, name):
     return float(found[1])
 
 
+def test_jupyterlab_lets_nobody_in_without_the_token(lab):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{lab.address}/api/contents", timeout=30)
+    urllib.request.urlopen(f"{lab.address}/api/contents?token={lab.token}", timeout=30).close()
+
+
 @pytest.mark.parametrize("name", LESSONS)
 def test_run_all_leaves_no_error(explorer, name):
     page = explorer(name).page
@@ -125,33 +138,57 @@ def _of_cup(rule, **settings):
 
 def test_cam_sliders_and_menus(explorer):
     play = explorer("cam")
-    play.press("overlay")
+    before = play.settled()[1]
+    assert play.drag("overlay", -30) == before, "another picture with the same scores"
     play.choose("background", "a > (1 − a)^α")
     assert "power:4:" in play.settled()[1]
     assert "power:5.5:" in play.press("α")
-    words = play.choose("background", "a > 1 − a")
-    assert "complement" in words
-    refined = play.click("refine by a dense CRF (slow)")
-    assert "complement and a dense CRF" in refined
-    assert _number(refined, "contour F") != _number(words, "contour F")
-    play.click("refine by a dense CRF (slow)")
-    play.click("mark what max pooling sees")
+    gentler = play.settled()[1]
+    assert _number(play.drag("α", 40), "covered") > _number(gentler, "covered")
+    assert "complement" in play.choose("background", "a > 1 − a")
+    assert "average: logit" in play.chosen("pooling")
+    assert "A cross marks the map's maximum" in play.choose("pooling", "max: logit")
+    assert "cross" not in play.choose("pooling", "average")
     finer = _number(play.settled()[1], "covered")
     assert _number(play.choose("a map pixel is", "32 pixels"), "covered") != finer
+    assert "activation map of tripod" in play.choose("class", "tripod"), "any class can be asked for"
+    assert "activation map of cup" in play.choose("class", "cup  (")
+
+
+def test_cam_with_the_crf_waits_until_a_slider_is_let_go(explorer):
+    play = explorer("cam")
+    plain = play.choose("background", "a > threshold")
+    with play.record() as seen:
+        refined = play.click("refine by a dense CRF (slow)")
+    assert seen.words == ["dense CRF …", refined] and "and a dense CRF" in refined
+    assert _number(refined, "contour F") != _number(plain, "contour F")
+    with play.record() as seen:
+        play.drag("threshold", 20)
+    assert len(seen.pictures) == 1 and seen.words[0] == "dense CRF …"
+    refined = play.settled()[1]
+    with play.record() as seen:
+        assert play.drag("overlay", 30) == refined
+    assert len(seen.pictures) > 1 and not seen.words, "the overlay needs no other CRF"
+    play.click("refine by a dense CRF (slow)")
+    with play.record() as seen:
+        play.drag("threshold", -20)
+    assert len(seen.pictures) > 1, "the picture follows again"
 
 
 def test_a_photograph_of_one_s_own(explorer, tmp_path):
     play = explorer("cam")
-    path = tmp_path / "my bike.png"
-    Image.fromarray(widgets.load_photo("motorcycle").image).save(path)
+    path = tmp_path / "at work.png"
+    Image.fromarray(skimage.data.camera()).save(path)
     before, _ = play.settled()
-    play.upload("own photo", path)
-    words = play.expect_another_picture(before)
-    assert "IoU" not in words, "nobody has outlined it"
-    shown = play.box.locator(".widget-dropdown", has_text="class").locator("select").inner_text()
-    assert "moped" in shown or "motor scooter" in shown
+    with play.record() as seen:
+        play.upload("own photo", path)
+        words = play.expect_another_picture(before)
+    assert seen.words[0] == "looking at the photograph …"
+    assert "activation map of tripod" in words and "IoU" not in words, "nobody has outlined it"
+    assert (
+        play.chosen("class").startswith("tripod  (") and play.chosen("photograph") == "own photo: at work.png"
+    )
     found = _number(words, "covered")
-    play.choose("background", "a > threshold")
     assert _number(play.press("threshold", times=5), "covered") != found
 
     (tmp_path / "notes.png").write_text("no image")
@@ -159,6 +196,8 @@ def test_a_photograph_of_one_s_own(explorer, tmp_path):
     play.upload("own photo", tmp_path / "notes.png")
     expect(play.box.locator("[role=status]")).to_contain_text("notes.png: expected an image file")
     assert play.picture() == before, "the last good picture stays"
+    assert _number(play.choose("photograph", "Cup of coffee"), "IoU") > 0, "where the explorer began"
+    assert "tripod" in play.choose("photograph", "own photo")
     assert _number(play.choose("photograph", "Cat (Chelsea)"), "IoU") > 0
 
 
@@ -173,6 +212,7 @@ def test_sampling_explorer(explorer, keep):
     assert words.startswith("200 pixels drawn")
     _portrait(play, keep / "sampling.png")
     assert "lambda 0.85" in play.press("λ", "ArrowLeft")
+    assert "lambda 0.85" not in play.drag("λ", -40)
     again = play.click("draw again")
     assert _number(again, "maximum") == _number(words, "maximum"), "the same map"
     assert _number(again, "at the draws") != _number(words, "at the draws"), "other draws"
@@ -191,11 +231,13 @@ def test_similarity_explorer_begins_with_the_defaults(explorer, keep):
     _portrait(play, keep / "similarity.png")
 
 
-@pytest.mark.parametrize("name", ["μ", "σ (map pixels)", "row of i", "column of i"])
-def test_every_slider_of_the_similarity_explorer(explorer, name):
+@pytest.mark.parametrize(
+    ("name", "pixels"), [("μ", -12), ("σ (map pixels)", 12), ("row of i", -15), ("column of i", 15)]
+)
+def test_every_slider_of_the_similarity_explorer(explorer, name, pixels):
     play = explorer("similarity")
     before = play.settled()[1]
-    assert play.press(name) != before, "the description follows the picture"
+    assert play.drag(name, pixels) != before, "the description follows the picture"
 
 
 def test_similarity_words_are_the_numbers_of_what_is_shown(explorer):
@@ -210,11 +252,21 @@ def test_similarity_words_are_the_numbers_of_what_is_shown(explorer):
     assert _number(words, "dissimilarity") == pytest.approx(expected.values["cross_over"], abs=1e-3)
 
 
-def test_descending_lowers_the_loss_and_another_image_can_be_chosen(explorer):
+def test_descending_says_how_many_steps_did_what(explorer):
     play = explorer("similarity")
-    before = play.choose("image", "Synthetic fish")
-    assert _number(play.click("descend 10 steps"), "loss") < _number(before, "loss")
-    assert play.click("reset the map") == before
+    start = play.choose("image", "Synthetic fish")
+    shown = play.picture()
+    play.move("steps", 30)
+    steps = int(play.readout("steps"))
+    assert steps > 10 and play.settled() == (shown, start), "the number of steps is for later"
+    with play.record() as seen:
+        words = play.click("descend")
+    assert seen.words == ["descending …", words] and len(seen.pictures) == 1
+    assert _number(words, "loss") < _number(start, "loss")
+    found = re.search(r"after (\d+) steps of descent contour F ([\d.]+\d), before ([\d.]+\d)\.", words)
+    assert int(found[1]) == steps and float(found[2]) > float(found[3]) == _number(start, "contour F")
+    assert f"after {2 * steps} steps of descent" in play.click("descend")
+    assert play.click("reset the map") == start
     play.choose("image", "Cup of coffee")
 
 
@@ -241,10 +293,14 @@ def test_walk_explorer(explorer, keep):
     assert words == widgets.render_walk(widgets.imitated_walk()).alt
     before, after = (float(f) for f in re.findall(r"contour F ([\d.]+\d)", words))
     assert after > before
-    play.click("dense CRF afterwards (slow)")
+    with play.record() as seen:
+        play.click("dense CRF afterwards (slow)")
+    assert seen.words[0] == "dense CRF …"
     _portrait(play, keep / "walk.png")
-    for name in ("CRF: pixels", "CRF: colours", "CRF: rounds"):
-        assert "after a dense CRF" in play.press(name)
+    for name, pixels in (("CRF: pixels", -25), ("CRF: colours", 20), ("CRF: rounds", 25)):
+        with play.record() as seen:
+            assert "after a dense CRF" in play.drag(name, pixels)
+        assert len(seen.pictures) == 1 and seen.words[0] == "dense CRF …", "once, when it is let go"
     assert play.click("dense CRF afterwards (slow)") == words
-    for name in ("α (background)", "β (affinities)", "log₂ of the steps"):
-        assert play.press(name, "ArrowLeft") != words
+    for name, pixels in (("α (background)", -20), ("β (affinities)", -20), ("log₂ of the steps", -30)):
+        assert play.drag(name, pixels) != words

@@ -3,6 +3,7 @@ from __future__ import annotations
 import colorsys
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_first_draws_of_neighbouring_generators_are_uniform() -> None:
     values = [torch.rand(1, generator=seeded_generator(0, 0, index)).item() for index in range(500)]
     counts = np.histogram(values, bins=5, range=(0, 1))[0]
     assert ((counts - 100) ** 2 / 100).sum() < 18.5  # chi-square with 4 degrees of freedom, p = 0.001
+
+
+def test_read_only_images_are_taken_without_a_warning() -> None:
+    torch.set_warn_always(True)  # else once per process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert to_tensor(np.asarray(Image.new("RGB", (3, 2), (255, 0, 0))))[0].min() == 1
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_to_tensor_by_hand() -> None:

@@ -88,6 +88,16 @@ def test_conda_environment_has_the_same_packages() -> None:
     assert found == wanted
 
 
+def test_every_file_beside_the_modules_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    beside = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in tracked_files()
+        if PACKAGE in path.parents and path.suffix != ".py"
+    }
+    assert beside == set(settings["package-data"]["wsss_nb"])
+
+
 def test_constraints_pin_torch_within_its_bounds() -> None:
     lines = (ROOT / "constraints.txt").read_text().split()
     pins = {entry.name: entry.specifier for entry in map(Requirement, lines)}

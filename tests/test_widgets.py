@@ -1,8 +1,7 @@
-"""The explorers: colours, pictures, the numbers behind them, and the shells that wire them to widgets."""
+"""The explorers' colours and pictures, and the numbers behind them."""
 
 from __future__ import annotations
 
-import datetime
 import io
 import math
 import re
@@ -10,16 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.color
+import skimage.data
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from wsss_nb import widgets
 from wsss_nb.cam import class_activation_map
+from wsss_nb.crf import CRFConfig, dense_crf
 from wsss_nb.errors import InputError
 from wsss_nb.models import create_imagenet_classifier
 from wsss_nb.similarity import similarity_weight
-from wsss_nb.widgets import maps
+from wsss_nb.widgets import maps, photos, similarity
 from wsss_nb.widgets.canvas import ORANGE, Box, Canvas, Picture, color_table
 from wsss_nb.widgets.render import Panel, render_panels
 
@@ -59,10 +62,42 @@ def test_luminance_orders_the_activation_scale():
 
 
 def test_label_colors():
-    colors = maps.color_labels(np.array([[0, 1, 8, 9, 255]], np.uint8))[0]
+    colors = maps.color_labels(np.array([[0, 1, 20, 21, 255]], np.uint8))[0]
     assert (colors[0] == maps.LABEL_COLORS[0]).all() and (colors[4] == 255).all()
-    assert (colors[3] == colors[1]).all(), "the ninth class repeats the first, not the background"
-    assert len(np.unique(maps.LABEL_COLORS, axis=0)) == 9
+    assert (colors[3] == colors[1]).all(), "the twenty-first class repeats the first, not the background"
+
+
+def _as_seen(colors, seen):
+    """Linear RGB through a matrix of Machado, Oliveira and Fernandes (2009), severity 1; CIELAB."""
+    linear = skimage.color.rgb2xyz(colors[None] / 255) @ np.linalg.inv(skimage.color.rgb2xyz(np.eye(3)))
+    return skimage.color.xyz2lab((linear @ np.array(seen).T).clip(0, 1) @ skimage.color.rgb2xyz(np.eye(3)))[0]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        np.eye(3),
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    ],
+    ids=["all cones", "protanopia", "deuteranopia"],
+)
+def test_twenty_classes_have_twenty_colors(seen):
+    lab = _as_seen(np.vstack([maps.LABEL_COLORS, [[255, 255, 255]]]).astype(float), seen)
+    assert len(lab) == 22, "background, VOC's classes, and white for no label"
+    apart = skimage.color.deltaE_ciede2000(lab[:, None], lab[None])[1:21][~np.eye(22, dtype=bool)[1:21]]
+    assert apart.min() > 5, "a class from every other, from background and from white; 2.3 is just noticeable"
+
+
+def test_label_key_names_what_is_there():
+    names = ("background", "cat", "dog", "cow")
+    found = widgets.label_key(names, np.array([[0, 3]], np.uint8), np.array([[2, 255]], np.uint8))
+    colors = [tuple(maps.LABEL_COLORS[k].tolist()) for k in (0, 2, 3)]
+    assert found == (
+        *zip(("background", "dog", "cow"), colors, strict=True), ("no label", (255, 255, 255)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"label_maps: expected labels 0\.\.3 or 255, got 4"):
+        widgets.label_key(names, np.array([[4]]))
 
 
 def test_overlay_by_hand():
@@ -142,6 +177,26 @@ def test_panels_are_laid_out_in_rows_with_legends():
         render_panels([], "")
 
 
+def test_a_key_explains_colors_below_the_panels_and_wraps():
+    panels = [Panel("a", np.full((10, 10, 3), 200, np.uint8))] * 2
+    plain = render_panels(panels, "two", panel_width=100)
+    red, blue = (255, 0, 0), (0, 0, 255)
+    one = render_panels(panels, "two", panel_width=100, key=[("cat", red), ("dog", blue)])
+    grown = one.pixels.shape[0] - plain.pixels.shape[0]
+    assert one.pixels.shape[1] == plain.pixels.shape[1] and 0 < grown < 40
+    np.testing.assert_array_equal(one.pixels[: plain.pixels.shape[0] - 10], plain.pixels[:-10])
+    places = {}
+    for color in (red, blue):
+        found = np.argwhere((one.pixels == color).all(-1))
+        assert len(found) == 100, "a square of twelve pixels less its rim"
+        places[color] = found.min(0)
+    assert places[red][0] == places[blue][0] > 130 and places[red][1] < places[blue][1]
+    two = render_panels(panels, "two", panel_width=100, key=[("a long name " * 2, red), ("dog", blue)])
+    rows = {color: np.argwhere((two.pixels == color).all(-1)).min(0) for color in (red, blue)}
+    assert rows[red][0] < rows[blue][0] and rows[red][1] == rows[blue][1]
+    assert two.pixels.shape[0] - one.pixels.shape[0] == rows[blue][0] - rows[red][0]
+
+
 def test_film_has_all_frames_and_one_palette():
     frames = [Picture(np.full((20, 30, 3), value, np.uint8), "") for value in (0, 100, 250)]
     film = widgets.make_film(frames, "grey & white", seconds=0.1, pause=0.5)
@@ -172,6 +227,32 @@ def test_outlines_are_on_their_objects():
     assert cup.mask[110, 230] and not cup.mask[20, 20] and not cup.mask[300, 240]
     cat = widgets.load_photo("cat")
     assert cat.mask[110, 190] and not cat.mask[300, 450] and not cat.mask[50, 5]
+
+
+def test_every_class_has_a_name_of_its_own():
+    names = [widgets.class_name(index) for index in range(1000)]
+    assert len({name.casefold() for name in names}) == 1000 and all(name == name.strip() for name in names)
+    known = {
+        0: "tench",
+        1: "goldfish",
+        285: "Egyptian cat",
+        340: "zebra",
+        388: "giant panda",
+        404: "airliner",
+    }
+    known |= {
+        463: "bucket",
+        504: "coffee mug",
+        670: "motor scooter",
+        872: "tripod",
+        954: "banana",
+        968: "cup",
+    }
+    known |= {134: "crane (bird)", 517: "crane", 999: "toilet tissue"}
+    assert {index: names[index] for index in known} == known
+    for wrong in (-1, 1000):
+        with pytest.raises(ValueError, match=rf"index: expected 0\.\.999, got {wrong}"):
+            widgets.class_name(wrong)
 
 
 def test_unknown_photo():
@@ -208,6 +289,31 @@ def test_bad_uploads_are_input_errors():
         widgets.read_photo(buffer.getvalue())
 
 
+def test_large_uploads_are_refused_before_they_are_decoded(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("1", (8000, 7000)).save(buffer, format="PNG")  # some kilobytes, 56 million pixels
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=r"big\.png: expected at most 50 million pixels, got 8000 x 7000"):
+        widgets.read_photo(buffer.getvalue(), "big.png")
+
+
+def test_a_large_jpeg_is_decoded_to_a_fraction_of_its_size(monkeypatch):
+    image = Image.new("RGB", (5200, 3900), (200, 100, 50))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", exif=exif)
+    sizes = []
+    resize = photos._resize
+    monkeypatch.setattr(
+        photos, "_resize", lambda image, side: sizes.append(image.size) or resize(image, side)
+    )
+    photo = widgets.read_photo(buffer.getvalue())
+    assert photo.image.shape == (427, 320, 3) and np.abs(photo.image - (200.0, 100, 50)).max() < 4
+    ((width, height),) = sizes
+    assert min(width, height) >= 640 and max(width, height) <= 1300, "enough for the 320 pixels that are kept"
+
+
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
@@ -216,6 +322,23 @@ def test_class_maps_average_to_the_classifier_s_logits():
     logits = create_imagenet_classifier(32)(widgets.to_tensor(image))[0]
     assert int(logits.argmax()) == 285
     torch.testing.assert_close(widgets.class_logits(image, 32).mean((1, 2)), logits, atol=1e-3, rtol=1e-4)
+
+
+def test_image_scores_by_hand():
+    logits = torch.tensor([[[0.0, 4.0]], [[1.0, 1.0]]])
+    assert widgets.image_score(logits, 0) == (2, pytest.approx(1 / (1 + math.exp(-1))))
+    assert widgets.image_score(logits, 1, "max") == (1, pytest.approx(1 / (1 + math.exp(3))))
+
+
+def test_the_crf_s_foreground_probability():
+    photo = widgets.load_photo("coffee")
+    cup = widgets.activation(widgets.photo_logits("coffee", 32), 968)
+    crf = CRFConfig(iterations=1)
+    full = widgets.enlarge(cup, photo.image.shape[:2])
+    pair = np.stack([(1 - full) ** 2, full])
+    expected = dense_crf(photo.image.copy(), (pair / pair.sum(0)).astype(np.float32), **vars(crf))
+    found = widgets.refine_map(photo.image, cup, "power:2", crf)
+    np.testing.assert_allclose(found, expected[1], atol=1e-5)
 
 
 def test_activation_by_hand():
@@ -392,6 +515,34 @@ def test_similarity_picture_at_the_ends_of_the_sliders(mu, sigma, pixel):
     assert all(math.isfinite(value) for value in values.values())
 
 
+def test_similarity_picture_says_what_a_descent_did():
+    image, start, mask = widgets.snap_example("fish", 40)
+    path = widgets.descend(start, image, steps=20)
+    arguments = {"mask": mask, "descended": (20, start)}
+    picture = widgets.render_similarity(image, torch.from_numpy(path.maps[-1]), **arguments)
+    before, after = (widgets.score_map(m, "complement", mask)[1]["contour_f"] for m in path.maps[[0, -1]])
+    assert picture.values["contour_f"] == after and picture.values["contour_f_before"] == before
+    assert picture.alt.endswith(
+        f"after 20 steps of descent contour F {100 * after:.1f}, before {100 * before:.1f}."
+    )
+    panels = _similarity_panels(lambda: widgets.render_similarity(image, start, **arguments))
+    assert panels["map a"].note == f"after 20 steps: contour F {100 * before:.1f} → {100 * before:.1f}"
+    one = widgets.render_similarity(image, start, descended=(1, start))
+    assert one.alt.endswith(", after 1 step of descent.") and "contour" not in one.alt, (
+        "nobody knows its outline"
+    )
+    plain = widgets.render_similarity(image, start, mask=mask)
+    assert plain.alt.endswith(f", contour F {100 * before:.1f}.") and "contour_f_before" not in plain.values
+
+
+def _similarity_panels(draw):
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity, "draw_panel", lambda canvas, panel, *_: seen.update({panel.title: panel}))
+        draw()
+    return seen
+
+
 def test_similarity_picture_of_a_constant_map_and_image():
     image, foreground = torch.full((1, 3, 16, 16), 0.5), torch.full((16, 16), 0.5)
     picture = widgets.render_similarity(image, foreground)
@@ -407,23 +558,62 @@ def test_cam_picture():
     assert f"IoU {100 * picture.values['iou']:.1f}, contour F" in picture.alt, "as the picture says it"
     stricter = widgets.render_cam(photo.image, cup, mask=photo.mask, rule="threshold:0.8", name="cup")
     assert stricter.values["covered"] < picture.values["covered"]
-    marked = widgets.render_cam(photo.image, cup, mask=photo.mask, rule="threshold:0.3", pooling="max")
-    assert (marked.pixels != picture.pixels).any()
     with pytest.raises(ValueError, match="rule"):
         widgets.render_cam(photo.image, cup, rule="median")
 
 
-def test_sampling_picture_shows_the_draws_that_the_loss_used():
+def test_cam_picture_marks_what_max_pooling_sees():
+    photo = widgets.load_photo("coffee")
+    cup = widgets.activation(widgets.photo_logits("coffee", 32), 968)
+    alike, alone = (widgets.render_cam(photo.image, cup, pooling=pooling) for pooling in ("average", "max"))
+    np.testing.assert_array_equal(widgets.render_cam(photo.image, cup).pixels, alike.pixels)
+    full = widgets.enlarge(cup, photo.image.shape[:2])
+    row, column = np.unravel_index(full.argmax(), full.shape)
+    assert alone.alt == f"{alike.alt} A cross marks the map's maximum, in row {row} and column {column}."
+    box = (photo.image.shape[1], photo.image.shape[0])
+    scale = 330 / box[0]
+    changed = np.argwhere((alike.pixels != alone.pixels).any(-1))
+    changed = changed[changed[:, 0] < 24 + 10 + round(330 * box[1] / box[0])]  # the note differs as well
+    middle = (changed.min(0) + changed.max(0)) / 2 - (34, 354)  # where the second panel's picture begins
+    assert np.abs(middle - (np.array([row, column]) + 0.5) * scale).max() <= 1.5
+    with pytest.raises(ValueError, match=r"pooling: expected one of .*'max'.*, got 'mean'"):
+        widgets.render_cam(photo.image, cup, pooling="mean")
+
+
+def test_cam_picture_shows_what_the_crf_made_of_the_map():
+    photo = widgets.load_photo("coffee")
+    cup = widgets.activation(widgets.photo_logits("coffee", 32), 968)
+    refined = np.where(photo.mask, 0.9, 0.2).astype(np.float32)
+    picture = widgets.render_cam(photo.image, cup, mask=photo.mask, refined=refined)
+    assert picture.values["iou"] == picture.values["contour_f"] == 1
+    assert "threshold:0.3 and a dense CRF" in picture.alt
+
+
+def test_sampling_picture_has_the_mean_at_its_draws():
     example = widgets.imitated_example()
-    k = 2
+    k = 3
     arguments = (example.image, example.logits, example.labels)
-    picture = widgets.render_sampling(*arguments, index=k, num_samples=200, name="zebrafish")
+    picture = widgets.render_sampling(*arguments, index=k, num_samples=200, name="leopardfish")
     assert picture.values["map_mean"] < picture.values["drawn_mean"] <= picture.values["map_max"]
     cam = class_activation_map(example.logits)[0, k]
     expected = float((cam**2).sum() / cam.sum())  # E[a] under Eq. 4
-    assert picture.values["drawn_mean"] == pytest.approx(expected, abs=0.1)
-    other = widgets.render_sampling(*arguments, index=k, num_samples=200, name="zebrafish", seed=1)
+    assert picture.values["drawn_mean"] == pytest.approx(expected, abs=0.05)
+    other = widgets.render_sampling(*arguments, index=k, num_samples=200, name="leopardfish", seed=1)
     assert (other.pixels != picture.pixels).any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_dot_is_where_the_one_draw_pushes(seed):
+    """With one draw and lambda 1 a class is pushed up most at its own draw, hardly at those of the other classes."""
+    example, k = widgets.imitated_example(), 3
+    arguments = (example.image, example.logits, example.labels)
+    push = -widgets.loss_gradient(*arguments[1:], 1.0, 1, seed=seed)[0, k]
+    row, column = divmod(int(push.argmax()), push.shape[1])
+    picture = widgets.render_sampling(*arguments, index=k, num_samples=1, weight=1.0, seed=seed)
+    left, top, size = 10, 34, 235  # of the first panel's picture
+    dot = np.argwhere((picture.pixels[:, : left + size] == ORANGE).all(-1)).mean(0)
+    expected = (np.array([row, column]) + 0.5) / push.shape[0] * size + (top, left)
+    assert np.abs(dot - expected).max() < 1.5, "within the map's pixel, which is ten pixels wide"
 
 
 def test_outline_on_an_enlarged_image():
@@ -452,127 +642,6 @@ def test_readme_shows_every_explorer_in_words_and_pictures():
 
 def _text(root):
     return (root / "README.md").read_text(encoding="utf-8")
-
-
-# --- shells ------------------------------------------------------------------------------------------------
-
-
-def _move(explorer, control, value):
-    """Set a control as the browser would; the picture's bytes before and after."""
-    before = explorer.picture.value
-    control.value = value
-    return before, explorer.picture.value
-
-
-def _has_problem(explorer):
-    return "#b00020" in explorer.words.value
-
-
-def test_similarity_explorer_updates_one_picture_in_place():
-    explorer = widgets.SimilarityExplorer("fish", size=32)
-    image = explorer.picture
-    for control, value in (
-        (explorer.mu, 1.0), (explorer.sigma, 6.0), (explorer.row, 3), (explorer.column, 30),
-        (explorer.photo_menu, "cat"),
-    ):  # fmt: skip
-        before, after = _move(explorer, control, value)
-        assert before != after and explorer.picture is image and not _has_problem(explorer)
-    assert 'role="status"' in explorer.words.value
-    assert "Feature similarity around pixel (3, 30)" in explorer.words.value
-    assert image.tooltip is None, "JupyterLab cannot open an image with a tooltip"
-
-
-def test_similarity_explorer_descends_and_resets():
-    explorer = widgets.SimilarityExplorer("fish", size=40)
-    start = dict(explorer.values)
-    explorer.descend.click()
-    assert explorer.values["contour_f"] > start["contour_f"] and explorer.values["loss"] < start["loss"]
-    explorer.reset.click()
-    assert explorer.values == start
-
-
-def test_sliders_can_go_to_their_ends():
-    explorer = widgets.SimilarityExplorer("coffee", size=32)
-    for slider in (explorer.mu, explorer.sigma, explorer.row, explorer.column):
-        for value in (slider.min, slider.max):
-            slider.value = value
-            assert not _has_problem(explorer)
-    cam = widgets.CamExplorer("cat")
-    for slider in (cam.strength, cam.threshold):
-        for value in (slider.min, slider.max):
-            slider.value = value
-            assert not _has_problem(cam)
-    cam.rule.value = "power"
-    for value in (cam.alpha.min, cam.alpha.max):
-        cam.alpha.value = value
-        assert not _has_problem(cam)
-
-
-def test_cam_explorer():
-    explorer = widgets.CamExplorer("coffee")
-    assert explorer.class_menu.value == 968 and explorer.alpha.disabled and not explorer.threshold.disabled
-    for control, value in (
-        (explorer.class_menu, 967), (explorer.stride, 32), (explorer.normalize, "softmax"),
-        (explorer.strength, 0.2), (explorer.threshold, 0.7), (explorer.rule, "complement"),
-        (explorer.pooling, True), (explorer.photo_menu, "cat"),
-    ):  # fmt: skip
-        before, after = _move(explorer, control, value)
-        assert before != after and not _has_problem(explorer), control.description
-    assert explorer.threshold.disabled and explorer.class_menu.value == 285
-    explorer.photo_menu.value = "astronaut"
-    assert "iou" not in explorer.values, "no outline, no score"
-
-
-def test_cam_explorer_refines_by_crf():
-    explorer = widgets.CamExplorer("coffee")
-    plain = explorer.values["contour_f"]
-    explorer.crf.value = True
-    assert not _has_problem(explorer) and explorer.values["contour_f"] > plain
-
-
-def test_cam_explorer_takes_uploads_and_says_what_is_wrong_with_them():
-    explorer = widgets.CamExplorer("cat")
-    buffer = io.BytesIO()
-    Image.fromarray(widgets.load_photo("motorcycle").image).save(buffer, format="PNG")
-
-    def upload(name, content):
-        when = datetime.datetime.now(datetime.timezone.utc)
-        file = {"name": name, "type": "image/png", "size": len(content), "last_modified": when}
-        explorer.upload.value = ({**file, "content": memoryview(content)},)
-
-    before = explorer.picture.value
-    upload("bike.png", buffer.getvalue())
-    assert explorer.picture.value != before and not _has_problem(explorer)
-    shown = explorer.picture.value
-    upload("notes.txt", b"no image")
-    assert _has_problem(explorer) and "notes.txt: expected an image file" in explorer.words.value
-    assert explorer.picture.value == shown, "the last good picture stays"
-    explorer.photo_menu.value = "coffee"
-    assert not _has_problem(explorer) and explorer.upload.value == ()
-
-
-def test_sampling_explorer():
-    explorer = widgets.SamplingExplorer()
-    for control, value in ((explorer.num_samples, 300), (explorer.weight, 0.3), (explorer.class_menu, 0)):
-        before, after = _move(explorer, control, value)
-        assert before != after and not _has_problem(explorer)
-    before = explorer.picture.value
-    explorer.redraw.click()
-    assert explorer.picture.value != before
-    two = widgets.SamplingExplorer([widgets.imitated_example(3), widgets.imitated_example(5)])
-    before, after = _move(two, two.example, 1)
-    assert before != after
-
-
-def test_problems_are_shown_not_raised(monkeypatch):
-    explorer = widgets.SimilarityExplorer("coffee", size=32)
-
-    def broken():
-        raise RuntimeError("out of <memory>")
-
-    monkeypatch.setattr(explorer, "draw", broken)
-    before, after = _move(explorer, explorer.mu, 0.0)
-    assert before == after and _has_problem(explorer) and "out of &lt;memory&gt;" in explorer.words.value
 
 
 def test_single_thread_restores_the_setting():

@@ -23,11 +23,10 @@ from wsss_nb.checks.stages import (
     check_view_mean,
     check_walk,
 )
-from wsss_nb.checks.verdict import Verdict, check_answer
+from wsss_nb.checks.verdict import Verdict
 
 __all__ = [
     "Verdict",
-    "check_answer",
     "check_background",
     "check_class_map",
     "check_closed_form",

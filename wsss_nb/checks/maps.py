@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from wsss_nb.checks.verdict import Function, Verdict, judge
@@ -74,10 +76,14 @@ def check_iou(function: Function) -> Verdict:
     verdict = judge(function, (prediction, target), both / either, slips, "intersection over union")
     if not verdict:
         return verdict
-    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    nothing = torch.zeros_like(prediction)
     try:
-        empty = float(function(prediction, torch.zeros_like(prediction)))
-        function(nothing, ~nothing)
+        disjoint = float(function(prediction, nothing.clone()))
+        empty = float(function(nothing, nothing.clone()))
     except Exception as error:
-        return Verdict(False, f"right, but empty masks stop it with {type(error).__name__}: {error}")
-    return verdict if empty == 0 else Verdict(False, f"disjoint masks: expected 0, got {empty:.4g}")
+        return Verdict(False, f"right, but an empty mask stops it with {type(error).__name__}: {error}")
+    if disjoint != 0:
+        return Verdict(False, f"disjoint masks: expected 0, got {disjoint:.4g}")
+    if not math.isfinite(empty):
+        return Verdict(False, f"two empty masks: expected a number (their union is 0), got {empty:g}")
+    return verdict

@@ -47,6 +47,7 @@ def check_draws_needed(function: Function) -> Verdict:
     slips = {
         "the standard deviation falls with the square root of the number of draws, the variance with the number": 10,
         "nearly: round up, or the mean is still a little too noisy": math.floor((0.4 / 0.041) ** 2),
+        "nearly: draws come in whole numbers, so round up": (0.4 / 0.041) ** 2,
         "this is the inverse": (0.041 / 0.4) ** 2,
     }
     praise = "four times the draws for half the noise"

@@ -38,7 +38,13 @@ def check_closed_form(function: Function) -> Verdict:
         "the sign: alike (delta = 0) must give -1": -form(c),
         "mu is ignored": form(1.0),
     }
-    return judge(function, (delta, 1.5), form(c), slips, "exact at both ends, no guard needed")
+    praise = "exact at both ends, where the logarithm of Eq. 8 would have needed a guard"
+    verdict = judge(function, (delta, 1.5), form(c), slips, praise)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    if verdict and not judge(function, (ends, 40.0), 2 * ends - 1, {}, praise, tolerance=0):
+        words = "delta 0 and 1 give exactly -1 and 1, for mu = 40 as well; a guard in a logarithm moves them"
+        return Verdict(False, f"nearly: {words}")
+    return verdict
 
 
 def _small_graph() -> tuple[Tensor, Tensor]:
@@ -60,7 +66,9 @@ def check_laplacian(function: Function) -> Verdict:
         "the sign: D - M, not M - D": -expected,
         "D + M in place of D - M": (M.sum(1)[:, None] * a**2).sum() + quadratic,
     }
-    return judge(function, (M, a), expected, slips, "n^2 differences became one matrix product")
+    return judge(
+        function, (M, a), expected, slips, "and it is a^T (D - M) a, without any difference of pairs"
+    )
 
 
 def check_descent_direction(function: Function) -> Verdict:

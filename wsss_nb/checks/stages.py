@@ -75,7 +75,10 @@ def check_neighbours(function: Function) -> Verdict:
         "a pixel is no neighbour of itself, and each pair counts once": 69,
         "closer than the radius, in Euclidean distance: neither the radius itself nor the corners": 40,
     }
-    return judge(function, (5,), 34, slips, "34 pairs per pixel instead of all pixels of the image")
+    praise = "34 pairs per pixel instead of all pixels of the image"
+    verdict = judge(function, (5,), 34, slips, praise)
+    smaller = "right for radius 5 alone; the count depends on the radius"
+    return verdict and judge(function, (3,), 12, {smaller: 34}, praise)
 
 
 def check_transition(function: Function) -> Verdict:
@@ -109,7 +112,7 @@ def check_walk(function: Function) -> Verdict:
         @ power(transition.T, 3),
         "scores are multiplied with T, not with T to the power of each element": scores @ transition**3,
     }
-    praise = "and no power of T was ever needed if you applied it to the scores one by one"
+    praise = "applied one step at a time, this needs no power of T at all"
     return judge(function, (scores, transition, 3), scores @ power(transition, 3), slips, praise)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-__all__ = ["Function", "Verdict", "check_answer", "judge"]
+__all__ = ["Function", "Verdict", "judge"]
 
 Function = Callable[..., Any]
 
@@ -76,24 +75,3 @@ def _array(value: Any) -> np.ndarray:
 
 def _close(value: np.ndarray, target: np.ndarray, tolerance: float) -> bool:
     return bool(np.allclose(value, target, rtol=tolerance, atol=tolerance * 1e-2))
-
-
-def check_answer(answer: Any, expected: Any, hint: str, tolerance: float = 1e-3) -> Verdict:
-    """Compare a single answer (number, word, truth value) with the expected one; the hint goes with a wrong one.
-
-    Example:
-        >>> check_answer("lambda0", "lambda1", "the paper keeps lambda = 1")
-        ✗ got 'lambda0': the paper keeps lambda = 1
-    """
-    if answer is None or answer is ...:
-        return Verdict(False, "nothing is filled in yet")
-    if isinstance(answer, (np.generic, Tensor)) and answer.ndim == 0:
-        answer = answer.item()
-    if isinstance(expected, bool | str) or isinstance(answer, bool | str):
-        right = type(answer) is type(expected) and answer == expected
-    else:
-        try:
-            right = math.isclose(float(answer), float(expected), rel_tol=tolerance, abs_tol=tolerance)
-        except (TypeError, ValueError):
-            right = False
-    return Verdict(True, f"right: {hint}") if right else Verdict(False, f"got {answer!r}: {hint}")

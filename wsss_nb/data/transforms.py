@@ -68,7 +68,8 @@ def to_tensor(image: np.ndarray) -> Tensor:
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    # a copy: Pillow's arrays are read-only, and from_numpy warns of those
+    return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
 def resize(image: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:

@@ -15,8 +15,10 @@ from wsss_nb.widgets.compute import (
     cross_over,
     descend,
     enlarge,
+    image_score,
     loss_gradient,
     photo_logits,
+    refine_map,
     score_map,
     similarity_field,
     snap_example,
@@ -27,7 +29,6 @@ from wsss_nb.widgets.explorers import (
     Explorer,
     SamplingExample,
     SamplingExplorer,
-    SimilarityExplorer,
     imitated_example,
 )
 from wsss_nb.widgets.film import Film, make_film
@@ -39,11 +40,13 @@ from wsss_nb.widgets.maps import (
     color_signed,
     color_unit,
     draw_boundary,
+    label_key,
     outlined,
     overlay,
 )
 from wsss_nb.widgets.photos import PHOTOS, Photo, class_name, load_photo, read_photo
-from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling, render_similarity
+from wsss_nb.widgets.render import Panel, render_cam, render_panels, render_sampling
+from wsss_nb.widgets.similarity import SimilarityExplorer, render_similarity
 from wsss_nb.widgets.threads import single_thread
 from wsss_nb.widgets.walk import WalkExample, WalkExplorer, imitated_walk, render_walk
 
@@ -78,8 +81,10 @@ __all__ = [
     "enlarge",
     "fish_cams",
     "frozen_features",
+    "image_score",
     "imitated_example",
     "imitated_walk",
+    "label_key",
     "load_photo",
     "loss_gradient",
     "make_film",
@@ -87,6 +92,7 @@ __all__ = [
     "overlay",
     "photo_logits",
     "read_photo",
+    "refine_map",
     "render_cam",
     "render_history",
     "render_panels",

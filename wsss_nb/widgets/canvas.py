@@ -29,8 +29,10 @@ __all__ = [
     "SKY",
     "Box",
     "Canvas",
+    "Color",
     "Picture",
     "color_table",
+    "wrap_swatches",
 ]
 
 ACTIVATION = "viridis"
@@ -49,6 +51,7 @@ SKY = (86, 180, 233)
 _FINE = 3  # lines are drawn this much larger and reduced
 
 Color = tuple[int, int, int]
+Swatch = tuple[str, Color]
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -136,6 +139,23 @@ def _dot_masks(radius: float) -> tuple[Image.Image, Image.Image]:
     return masks[0], masks[1]
 
 
+def _swatch_width(entry: Swatch) -> float:
+    return 28 + _font(11, False).getlength(entry[0])
+
+
+def wrap_swatches(entries: Sequence[Swatch], width: float) -> list[list[Swatch]]:
+    """Break a legend into rows of at most ``width`` pixels; a name that is too long by itself gets a row of its own."""
+    rows: list[list[Swatch]] = []
+    left = 0.0
+    for entry in entries:
+        if not rows or left < _swatch_width(entry):
+            rows.append([])
+            left = width
+        rows[-1].append(entry)
+        left -= _swatch_width(entry)
+    return rows
+
+
 class Canvas:
     """A white picture of the given size; boxes and points are in pixels from its upper left corner."""
 
@@ -177,12 +197,13 @@ class Canvas:
             anchor = "ld" if index == 0 else "la" if index == len(labels) - 1 else "lm"
             self.text(box.x + box.width + 4, y, label, size=11, anchor=anchor)
 
-    def swatches(self, x: float, y: float, entries: Sequence[tuple[str, Color]]) -> None:
+    def swatches(self, x: float, y: float, entries: Sequence[Swatch]) -> None:
         """A legend of coloured squares with names, in one row."""
-        for name, color in entries:
+        for entry in entries:
+            name, color = entry
             self._draw.rectangle((x, y, x + 11, y + 11), fill=color, outline=GREY)
             self.text(x + 16, y + 6, name, size=11, anchor="lm")
-            x += 28 + _font(11, False).getlength(name)
+            x += _swatch_width(entry)
 
     def cross(self, x: float, y: float, size: int = 7) -> None:
         """Mark a point with a cross, white in black, visible on any ground."""

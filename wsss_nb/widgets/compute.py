@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wsss_nb import data
 from wsss_nb.cam import class_activation_map
+from wsss_nb.crf import CRFConfig, dense_crf
 from wsss_nb.data.synthetic import synthetic_sample
 from wsss_nb.metrics import confusion_matrix, contour_f, contour_matches
 from wsss_nb.models import create_imagenet_classifier
@@ -26,13 +27,16 @@ from wsss_nb.widgets.threads import single_thread
 __all__ = [
     "Descent",
     "Normalize",
+    "Pooling",
     "activation",
     "class_logits",
     "cross_over",
     "descend",
     "enlarge",
+    "image_score",
     "loss_gradient",
     "photo_logits",
+    "refine_map",
     "score_map",
     "similarity_field",
     "snap_example",
@@ -40,6 +44,7 @@ __all__ = [
 ]
 
 Normalize = Literal["maximum", "softmax"]
+Pooling = Literal["average", "max"]
 _CLASSIFIERS = lru_cache(maxsize=3)(create_imagenet_classifier)
 
 
@@ -80,6 +85,15 @@ def activation(logits: Tensor, index: int, normalize: Normalize = "maximum") -> 
     return positive / positive.max().clamp(min=1e-5)
 
 
+def image_score(logits: Tensor, index: int, pooling: Pooling = "average") -> tuple[float, float]:
+    """What pooling makes of the maps of all classes (C, h, w) for one class: its logit, and its softmax probability.
+
+    "average": the mean over the pixels, as the classifier was trained; "max": the largest of each class.
+    """
+    pooled = logits.mean((1, 2)) if pooling == "average" else logits.amax((1, 2))
+    return float(pooled[index]), float(pooled.softmax(0)[index])
+
+
 def enlarge(coarse: Tensor, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """A map (h, w) resized bilinearly to (H, W) = size, clipped to 0..1."""
     large = F.interpolate(coarse.detach().float()[None, None], size=size, mode="bilinear")[0, 0]
@@ -104,13 +118,28 @@ def score_map(
     return labels, values
 
 
+def refine_map(
+    image: npt.NDArray[np.uint8], activation: Tensor, rule: str, crf: CRFConfig
+) -> npt.NDArray[np.floating]:
+    """Foreground probability (H, W) after a dense CRF of one map (h, w) and the background that a rule gives it.
+
+    Args:
+        image: (H, W, 3).
+        activation: in 0..1, enlarged to the image.
+        rule: background rule, such as "threshold:0.3".
+        crf: parameters of the CRF.
+    """
+    scores = add_background(enlarge(activation, (image.shape[0], image.shape[1]))[None], rule)
+    return np.asarray(dense_crf(image.copy(), scores / scores.sum(0).clip(1e-5), **vars(crf))[1])
+
+
 @single_thread()
 def loss_gradient(
     logits: Tensor,
     labels: Tensor,
     weight: float = 1.0,
     num_samples: int | None = 1,
-    pooling: Literal["max", "average"] = "max",
+    pooling: Pooling = "max",
     seed: int = 0,
 ) -> Tensor:
     """Gradient of Eq. 5 with respect to the logits, (1, K, h, w): minus it is where a training step pushes them."""

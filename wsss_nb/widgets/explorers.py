@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ipywidgets
 import numpy as np
@@ -19,9 +19,9 @@ from torch import Tensor
 from wsss_nb.crf import CRFConfig
 from wsss_nb.data.synthetic import HEAD, synthetic_sample
 from wsss_nb.widgets.canvas import Picture
-from wsss_nb.widgets.compute import activation, class_logits, descend, photo_logits, snap_example
-from wsss_nb.widgets.photos import PHOTOS, class_name, load_photo, read_photo
-from wsss_nb.widgets.render import render_cam, render_sampling, render_similarity
+from wsss_nb.widgets.compute import Pooling, activation, class_logits, image_score, photo_logits, refine_map
+from wsss_nb.widgets.photos import CLASS_NAMES, PHOTOS, Photo, class_name, load_photo, read_photo
+from wsss_nb.widgets.render import render_cam, render_sampling
 from wsss_nb.widgets.threads import single_thread
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
     "Explorer",
     "SamplingExample",
     "SamplingExplorer",
-    "SimilarityExplorer",
     "imitated_example",
     "menu",
+    "photo_options",
     "slider",
 ]
 
@@ -44,10 +44,12 @@ class Explorer(ipywidgets.VBox):
 
     The words are what a screen reader announces: the picture's description, or what is wrong with the settings.
     (An ipywidgets image has no alternative text, and one with a tooltip does not open in JupyterLab.)
-    A subclass makes the controls and draws; nothing it raises reaches the kernel's event loop.
+    A subclass makes the controls and draws; nothing that it raises when a control is used reaches the kernel's event
+    loop.
     """
 
     encoding: Literal["png", "jpeg"] = "png"
+    _quiet = False
 
     def __init__(self, controls: Sequence[ipywidgets.Widget], width: int) -> None:
         self.picture = ipywidgets.Image(
@@ -55,7 +57,6 @@ class Explorer(ipywidgets.VBox):
         )
         self.words = ipywidgets.HTML()
         self.values: dict[str, float] = {}
-        self._quiet = False
         columns = {"grid_template_columns": "repeat(auto-fill, 312px)", "grid_gap": "2px 8px"}
         places = {"align_items": "center", "justify_items": "flex-start"}
         box = ipywidgets.GridBox(list(controls), layout={**columns, **places})
@@ -69,26 +70,30 @@ class Explorer(ipywidgets.VBox):
 
     def refresh(self, _: Any = None) -> None:
         """Redraw; the old picture stays where the settings make none."""
-        if self._quiet:
-            return
-        try:
-            with single_thread():
-                picture = self.draw()
-        except (ValueError, RuntimeError) as error:
-            self.say(str(error), problem=True)
-            return
+        if not self._quiet:
+            self._guard(self._show)
+
+    def _show(self) -> None:
+        with single_thread():
+            picture = self.draw()
         self.values = dict(picture.values)
         self.picture.value = picture.png() if self.encoding == "png" else picture.jpeg()
         self.say(picture.alt)
 
+    def _guard(self, action: Callable[..., None], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except Exception as error:  # memory that ran out, a file that broke off: the kernel goes on
+            self.say(str(error) or type(error).__name__, problem=True)
+
     @contextmanager
     def quietly(self) -> Iterator[None]:
         """Change several controls without a picture in between."""
-        self._quiet = True
+        before, self._quiet = self._quiet, True
         try:
             yield
         finally:
-            self._quiet = False
+            self._quiet = before
 
     def say(self, text: str, problem: bool = False) -> None:
         """Put a sentence below the picture."""
@@ -100,9 +105,17 @@ class Explorer(ipywidgets.VBox):
         )
 
     def watch(self, *controls: ipywidgets.Widget, call: Callable[[Any], None] | None = None) -> None:
-        """Redraw (or call something else) whenever one of the controls changes its value."""
+        """Redraw (or call something else) whenever one of the controls changes its value or is clicked."""
+
+        def react(change: Any) -> None:
+            if not self._quiet:
+                self._guard(call or self.refresh, change)
+
         for control in controls:
-            control.observe(call or self.refresh, names="value")
+            if isinstance(control, ipywidgets.Button):
+                control.on_click(react)
+            else:
+                control.observe(react, names="value")
 
 
 def slider(value: float, low: float, high: float, step: float, text: str, fluent: bool = True) -> Any:
@@ -119,17 +132,28 @@ def menu(options: Sequence[Any], text: str) -> ipywidgets.Dropdown:
     return ipywidgets.Dropdown(options=options, description=text, style=_WIDE, layout=_COLUMN)
 
 
+def photo_options() -> list[tuple[str, str]]:
+    """The lessons' photographs for a menu: titles and names."""
+    return [(load_photo(name).title, name) for name in PHOTOS]
+
+
+_OWN = "own photo"
+
+
 class CamExplorer(Explorer):
     """Class activation maps of an ImageNet classifier on photographs, or on one's own upload.
+
+    The picture follows the sliders; with the CRF on, the sliders it depends on wait until they are let go.
 
     Args:
         photo: name of the photograph to begin with.
     """
 
     encoding = "jpeg"
+    own: Photo  # the upload, once there is one
 
     def __init__(self, photo: str = "coffee") -> None:
-        self.photo_menu = menu([(load_photo(name).title, name) for name in PHOTOS], "photograph")
+        self.photo_menu = menu(photo_options(), "photograph")
         self.photo_menu.value = photo
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="own photo")
         self.class_menu = menu([], "class")
@@ -143,9 +167,7 @@ class CamExplorer(Explorer):
         )
         self.threshold = slider(0.3, 0, 1, 0.01, "threshold")
         self.alpha = slider(4.0, 0.5, 32, 0.5, "α")
-        self.pooling = ipywidgets.Checkbox(
-            value=False, description="mark what max pooling sees", indent=False
-        )
+        self.pooling = menu(get_args(Pooling), "pooling")
         self.crf = ipywidgets.Checkbox(value=False, description="refine by a dense CRF (slow)", indent=False)
         self._load()
         controls = [
@@ -153,66 +175,103 @@ class CamExplorer(Explorer):
             self.threshold, self.alpha, self.pooling, self.crf,
         ]  # fmt: skip
         super().__init__(controls, 1100)
-        self.watch(self.photo_menu, self.upload, self.stride, call=self._reload)
+        self.watch(self.photo_menu, call=self._change_photo)
+        self.watch(self.upload, call=self._take_upload)
+        self.watch(self.stride, call=self._change_stride)
+        self.watch(self.class_menu, call=self._change_class)
         self.watch(
-            self.class_menu,
-            self.normalize,
-            self.strength,
-            self.rule,
-            self.threshold,
-            self.alpha,
-            self.pooling,
-            self.crf,
+            self.normalize, self.strength, self.rule, self.threshold, self.alpha, self.pooling, self.crf
         )
 
-    def _load(self) -> None:
-        """Photograph and its logits, from the menu or the upload."""
-        files = self.upload.value
-        if files:
-            self.photo = read_photo(bytes(files[0]["content"]), str(files[0]["name"]))
-            self.logits = class_logits(self.photo.image, self.stride.value)
-        else:
-            self.photo = load_photo(self.photo_menu.value)
-            self.logits = photo_logits(self.photo_menu.value, self.stride.value)
+    def _load(self, index: int | None = None) -> None:
+        """The menu's photograph and its maps; ``index`` is the class to show, the most interesting one if None."""
+        name, stride = self.photo_menu.value, self.stride.value
+        photo = self.own if name == _OWN else load_photo(name)
+        self.logits = class_logits(photo.image, stride) if name == _OWN else photo_logits(name, stride)
+        self.photo = photo
+        self._refined: dict[tuple[Any, ...], npt.NDArray[np.floating]] = {}
         probability = self.logits.mean((1, 2)).softmax(0)
-        likely = [int(k) for k in probability.topk(6).indices]
-        listed = list(dict.fromkeys((*self.photo.classes, *likely)))
-        kept = self.class_menu.value
+        first = list(dict.fromkeys((*photo.classes, *(int(k) for k in probability.topk(6).indices))))
+        rest = sorted(set(range(len(CLASS_NAMES))) - set(first), key=lambda k: CLASS_NAMES[k].casefold())
         with self.quietly():
             self.class_menu.options = [
-                (f"{class_name(k)}  ({100 * probability[k]:.1f} %)", k) for k in listed
+                *((f"{class_name(k)}  ({100 * probability[k]:.1f} %)", k) for k in first),
+                *((class_name(k), k) for k in rest),
             ]
-            self.class_menu.value = kept if kept in listed else listed[0]
+            self.class_menu.value = first[0] if index is None else index
+        self._list_pooling()
 
-    def _reload(self, change: dict[str, Any]) -> None:
+    def _list_pooling(self) -> None:
+        """What each kind of pooling makes of the class's map, in the menu."""
+        kept, options = self.pooling.value, []
+        for kind in get_args(Pooling):
+            logit, probability = image_score(self.logits, self.class_menu.value, kind)
+            options.append((f"{kind}: logit {logit:.1f}, {100 * probability:.1f} %".replace("-", "−"), kind))
+        with self.quietly():
+            self.pooling.options, self.pooling.value = options, kept
+
+    def _change_photo(self, _: Any) -> None:
         self.say("looking at the photograph …")
-        if change["owner"] is self.photo_menu and self.upload.value:
-            self.upload.value = ()  # comes back here, to load the photograph of the menu
-            return
-        try:
-            self._load()
-        except (ValueError, RuntimeError) as error:
-            self.say(str(error), problem=True)
-            return
+        self._load()
         self.refresh()
+
+    def _change_stride(self, _: Any) -> None:
+        self.say("looking at the photograph …")
+        self._load(self.class_menu.value)
+        self.refresh()
+
+    def _change_class(self, _: Any) -> None:
+        self._list_pooling()
+        self.refresh()
+
+    def _take_upload(self, _: Any) -> None:
+        """Choose the uploaded file in the menu; the button forgets it, so that it can be uploaded again."""
+        if not self.upload.value:
+            return
+        self.say("looking at the photograph …")
+        (file,) = self.upload.value
+        with self.quietly():
+            self.upload.value = ()
+        self.own = read_photo(bytes(file["content"]), str(file["name"]))
+        with self.quietly():
+            self.photo_menu.options = [*photo_options(), (f"{_OWN}: {self.own.title}", _OWN)]
+            self.photo_menu.value = _OWN
+        self._load()
+        self.refresh()
+
+    def refresh(self, change: Any = None) -> None:
+        """Redraw; with the CRF on, the sliders that it depends on redraw when they are let go."""
+        for control in (self.threshold, self.alpha):
+            control.continuous_update = not self.crf.value
+        super().refresh(change)
 
     def draw(self) -> Picture:
         """Overlay, label map, scores."""
-        rule = {"threshold": f"threshold:{self.threshold.value:g}", "power": f"power:{self.alpha.value:g}"}
+        rules = {"threshold": f"threshold:{self.threshold.value:g}", "power": f"power:{self.alpha.value:g}"}
+        rule = rules.get(self.rule.value, self.rule.value)
         self.threshold.disabled = self.rule.value != "threshold"
         self.alpha.disabled = self.rule.value != "power"
-        if self.crf.value:
-            self.say("dense CRF …")
+        foreground = activation(self.logits, self.class_menu.value, self.normalize.value)
         return render_cam(
             self.photo.image,
-            activation(self.logits, self.class_menu.value, self.normalize.value),
+            foreground,
             strength=self.strength.value,
-            rule=rule.get(self.rule.value, self.rule.value),
+            rule=rule,
             mask=self.photo.mask,
-            crf=CRFConfig(iterations=5) if self.crf.value else None,
+            refined=self._refine(foreground, rule) if self.crf.value else None,
             name=class_name(self.class_menu.value),
-            pooling="max" if self.pooling.value else None,
+            pooling=self.pooling.value,
         )
+
+    def _refine(self, foreground: Tensor, rule: str) -> npt.NDArray[np.floating]:
+        """The CRF's result for these settings; kept while others change."""
+        settings = (self.class_menu.value, self.normalize.value, rule)
+        if settings not in self._refined:
+            self.say("dense CRF …")
+            self._refined = {
+                settings: refine_map(self.photo.image, foreground, rule, CRFConfig(iterations=5))
+            }
+        return self._refined[settings]
 
 
 @dataclass(frozen=True)
@@ -266,7 +325,7 @@ class SamplingExplorer(Explorer):
         super().__init__([self.example, self.class_menu, self.num_samples, self.weight, self.redraw], 1200)
         self.watch(self.example, call=self._change_example)
         self.watch(self.class_menu, self.num_samples, self.weight)
-        self.redraw.on_click(self._draw_again)
+        self.watch(self.redraw, call=self._draw_again)
 
     def _list_classes(self) -> None:
         one = self.examples[self.example.value]
@@ -299,64 +358,4 @@ class SamplingExplorer(Explorer):
             weight=self.weight.value,
             seed=self.seed,
             name=one.names[index],
-        )
-
-
-class SimilarityExplorer(Explorer):
-    """Eq. 6-8 around a pixel of an image; "descend" lets the map follow the loss.
-
-    Args:
-        photo: name of the photograph to begin with, or "fish".
-        size: of the map in pixels.
-    """
-
-    def __init__(self, photo: str = "coffee", size: int = 56) -> None:
-        self.size = size
-        names = [(load_photo(name).title, name) for name in PHOTOS]
-        self.photo_menu = menu([*names, ("Synthetic fish", "fish")], "image")
-        self.photo_menu.value = photo
-        self.mu = slider(2.5, -2, 6, 0.1, "μ")
-        self.sigma = slider(3.0, 0.5, 12, 0.1, "σ (map pixels)")
-        self.row = slider(size // 2, 0, size - 1, 1, "row of i")
-        self.column = slider(size // 2, 0, size - 1, 1, "column of i")
-        self.descend = ipywidgets.Button(
-            description="descend 10 steps", icon="arrow-down", layout={"width": "auto"}
-        )
-        self.reset = ipywidgets.Button(description="reset the map", icon="undo", layout={"width": "auto"})
-        self.steps = 0
-        self._load()
-        controls = [
-            self.photo_menu, self.mu, self.sigma, self.row, self.column,
-            ipywidgets.Box([self.descend, self.reset]),
-        ]  # fmt: skip
-        super().__init__(controls, 1120)
-        self.watch(self.photo_menu, call=self._restart)
-        self.watch(self.mu, self.sigma, self.row, self.column)
-        self.descend.on_click(self._descend)
-        self.reset.on_click(self._restart)
-
-    def _load(self) -> None:
-        self.image, self.foreground, self.mask = snap_example(self.photo_menu.value, self.size)
-        self.steps = 0
-
-    def _restart(self, _: Any) -> None:
-        self._load()
-        self.refresh()
-
-    def _descend(self, _: Any) -> None:
-        self.say("descending …")
-        path = descend(self.foreground, self.image, self.mu.value, self.sigma.value, steps=10)
-        self.foreground = torch.from_numpy(path.maps[-1])
-        self.steps += 10
-        self.refresh()
-
-    def draw(self) -> Picture:
-        """Curve, weights, field and gradient."""
-        return render_similarity(
-            self.image,
-            self.foreground,
-            mu=self.mu.value,
-            sigma=self.sigma.value,
-            pixel=(self.row.value, self.column.value),
-            mask=self.mask,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from wsss_nb.widgets.canvas import ACTIVATION, DIVERGING, Pixels, color_table
+from wsss_nb.widgets.canvas import ACTIVATION, DIVERGING, Color, Pixels, color_table
 
 __all__ = [
     "LABEL_COLORS",
@@ -17,6 +18,7 @@ __all__ = [
     "color_unit",
     "draw_boundary",
     "grey",
+    "label_key",
     "outlined",
     "overlay",
 ]
@@ -24,11 +26,14 @@ __all__ = [
 LABEL_COLORS: npt.NDArray[np.uint8] = np.array(
     [
         (235, 235, 235), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178),
-        (213, 94, 0), (204, 121, 167), (100, 100, 100),
+        (213, 94, 0), (204, 121, 167), (100, 100, 100), (60, 45, 0), (30, 45, 75), (0, 0, 195), (210, 210, 165),
+        (120, 90, 60), (60, 45, 45), (195, 165, 165), (60, 135, 255), (165, 225, 255), (120, 75, 120),
+        (255, 90, 120), (90, 0, 255),
     ],
     dtype=np.uint8,
 )  # fmt: skip
-"""Colours of label maps for lessons, (9, 3): background light grey, then Okabe and Ito's colour-blind-safe eight."""
+"""Colours of label maps for lessons, (21, 3): background light grey, Okabe and Ito's colour-blind-safe eight, and twelve
+more that lie as far as possible from all before them and from white, without and with red-green blindness."""
 
 
 def color_unit(values: npt.NDArray[np.floating]) -> Pixels:
@@ -52,6 +57,29 @@ def color_labels(label_map: npt.NDArray[np.integer]) -> Pixels:
     labels = np.asarray(label_map).astype(np.int64)
     wrapped = np.where(labels == 0, 0, 1 + (labels - 1) % (len(LABEL_COLORS) - 1))
     return np.where((labels == 255)[..., None], np.uint8(255), LABEL_COLORS[wrapped]).astype(np.uint8)
+
+
+def label_key(names: Sequence[str], *label_maps: npt.NDArray[np.integer]) -> tuple[tuple[str, Color], ...]:
+    """Name and colour of each class that occurs in label maps (H, W), for ``render_panels(key=...)``; 255 is "no label".
+
+    Args:
+        names: of the classes, background first.
+        label_maps: as given to `color_labels`.
+
+    Raises:
+        ValueError: a label has no name.
+
+    Example:
+        >>> label_key(("background", "cat"), np.array([[0, 1]]))
+        (('background', (235, 235, 235)), ('cat', (230, 159, 0)))
+    """
+    found = np.unique(np.concatenate([np.unique(labels) for labels in label_maps])).astype(np.int64)
+    for label in found[found != 255]:
+        if not 0 <= label < len(names):
+            raise ValueError(f"label_maps: expected labels 0..{len(names) - 1} or 255, got {label}")
+    words = ["no label" if label == 255 else names[label] for label in found]
+    colors = color_labels(found[None])[0].tolist()
+    return tuple((word, (r, g, b)) for word, (r, g, b) in zip(words, colors, strict=True))
 
 
 def grey(image: Pixels) -> Pixels:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,13 @@ from wsss_nb.errors import InputError
 
 __all__ = ["CLASS_NAMES", "PHOTOS", "Photo", "class_name", "load_photo", "read_photo"]
 
-CLASS_NAMES: dict[int, str] = {
-    281: "tabby cat", 282: "tiger cat", 283: "Persian cat", 284: "Siamese cat", 285: "Egyptian cat",
-    287: "lynx", 434: "bath towel", 450: "bobsled", 504: "coffee mug", 517: "crane", 518: "crash helmet",
-    535: "disc brake", 540: "drilling platform", 560: "football helmet", 622: "lens cap", 652: "military uniform",
-    657: "missile", 661: "Model T", 665: "moped", 670: "motor scooter", 744: "projectile", 747: "punching bag",
-    809: "soup bowl", 812: "space shuttle", 830: "stretcher", 862: "torch", 866: "tractor", 870: "tricycle",
-    900: "water tower", 925: "consomme", 960: "chocolate sauce", 967: "espresso", 968: "cup",
-}  # fmt: skip
-"""Names of the ImageNet classes that the photographs bring up."""
+CLASS_NAMES: tuple[str, ...] = tuple(
+    files(__package__).joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+)
+"""Names of the 1000 ImageNet classes: the first word for each in WordNet, made distinct where two are equal."""
+
+MAX_PIXELS = 50_000_000
+"""Uploads of more pixels are refused before they are decoded; Pillow takes four bytes for each."""
 
 Polygon = tuple[tuple[int, int], ...]
 
@@ -94,8 +93,18 @@ PHOTOS: tuple[str, ...] = tuple(_SOURCES)
 
 
 def class_name(index: int) -> str:
-    """Name of an ImageNet class, or "class 123" for those outside `CLASS_NAMES`."""
-    return CLASS_NAMES.get(index, f"class {index}")
+    """Name of an ImageNet class.
+
+    Raises:
+        ValueError: there is no such class.
+
+    Example:
+        >>> class_name(872)
+        'tripod'
+    """
+    if not 0 <= index < len(CLASS_NAMES):
+        raise ValueError(f"index: expected 0..{len(CLASS_NAMES) - 1}, got {index}")
+    return CLASS_NAMES[index]
 
 
 @lru_cache(maxsize=16)
@@ -127,16 +136,25 @@ def read_photo(content: bytes, title: str = "upload", short_side: int = 320) -> 
     """A photograph from the bytes of an image file, upright, RGB, resized; at most 4 times as long as wide.
 
     Raises:
-        InputError: the bytes are no image that can be read.
+        InputError: the bytes are no image that can be read, or one of more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                most = f"{MAX_PIXELS / 1e6:g} million pixels"
+                raise InputError(f"{title}: expected at most {most}, got {width} x {height}")
+            if max(width, height) > 4 * min(width, height):
+                raise InputError(f"{title}: expected sides of at most 4 to 1, got {width} x {height}")
+            scale = 2 * short_side / min(width, height)
+            opened.draft(None, (round(scale * width), round(scale * height)))  # JPEG decodes to a fraction
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = opened if opened.mode == "RGB" else opened.convert("RGB")
+            return Photo(title, np.asarray(_resize(image, short_side)))
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{title}: expected an image file, got {' '.join(str(error).split())}") from error
-    if max(image.size) > 4 * min(image.size):
-        raise InputError(f"{title}: expected sides of at most 4 to 1, got {image.size[0]} x {image.size[1]}")
-    return Photo(title, np.asarray(_resize(image, short_side)))
 
 
 def _resize(image: Image.Image, short_side: int) -> Image.Image:
