@@ -127,6 +127,21 @@ def test_every_field_is_a_flag() -> None:
     assert "100 % exact" in parser.format_help()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seeds", "0,1, 2"), ("seeds", "3"), ("inner.rule", "2012"), ("flag", "False"), ("other", "null"),
+     ("inner.sizes", "[[96, 96]]")],
+)  # fmt: skip
+def test_set_reads_a_value_as_the_fields_own_flag_does(field: str, value: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_profile_flags(parser, Outer)
+    by_flag = parser.parse_args([f"--{field}", value]).overrides
+    assert parser.parse_args(["--set", f"{field}={value}"]).overrides == by_flag
+    with pytest.raises(InputError, match=rf"--set: expected FIELD=VALUE, got '{field}'"):
+        parser.parse_args(["--set", field])
+    assert parser.parse_args(["--set", "no.field=a"]).overrides == ['no.field="a"'], "refused by the profile"
+
+
 def test_overrides_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("seeds: [0, 1]\ninner:\n  rate: 0.5\n  rule: power:6\nother.kind: average\n")

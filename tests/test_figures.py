@@ -18,7 +18,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from wsss_nb.code_version import modules_behind
-from wsss_nb.data.palette import colorize
+from wsss_nb.data import VOCFolder
+from wsss_nb.data.palette import colorize, save_label_map
 from wsss_nb.errors import InputError
 from wsss_nb.experiment.notebooks import read_notebook
 from wsss_nb.figures import (
@@ -35,19 +36,22 @@ from wsss_nb.figures import (
     make_figure,
     mu_sigma,
     per_class,
-    publish_figures,
     save_figure,
 )
 from wsss_nb.figures.images import MAX_IMAGES, candidates, image_confusion, image_mious, image_scores, typical
 from wsss_nb.figures.style import (
     describe_protocol,
     mean_and_spread,
+    our_lambda,
+    seeds_of,
     seeds_text,
     shared_protocol,
     variant_title,
 )
 from wsss_nb.published import FIGURE_2_READING, TABLE_1
-from wsss_nb.results import NotInRun, load_run
+from wsss_nb.publishing import publish_figures
+from wsss_nb.results import NotHere, NotInRun, load_run
+from wsss_nb.tables import make_table
 
 SIZE = (24, 32)
 
@@ -132,6 +136,13 @@ def test_seeds_text():
     assert seeds_text([1, 1]) == "1 seed"
     assert seeds_text([3]) == "3 seeds"
     assert seeds_text([3, 1, 2]) == "1 to 3 seeds"
+
+
+def test_seeds_of_names_the_exceptions():
+    assert seeds_of({"a": 3, "b": 3}) == "3 seeds"
+    assert seeds_of({"a": 1}) == "1 seed"
+    assert seeds_of({"a": 1, "b": 3, "c": 3, "d": 2, "e": 1, "f": 3}) == "3 seeds (a; e: 1 seed; d: 2 seeds)"
+    assert seeds_of({"a": 1, "b": 2}) == "2 seeds (a: 1 seed)"
 
 
 def test_describe_protocol():
@@ -250,7 +261,8 @@ def test_candidates_of_a_large_split_are_evenly_spaced(changed):
 def test_figure_1_shows_the_files_of_the_run(run):
     figure, arrays = figure_1(run, names=["val_0002", "val_0005"])
     assert arrays["columns"].tolist() == [
-        "input", "max pooling (λ = 0)", "sampling (λ = 1)", "sampling + FSL", "SEAM", "ground truth",
+        "input", "max pooling (λ = 0)", "sampling (λ = 1)", "sampling (λ = 1) + FSL", "SEAM",
+        "ground truth",
     ]  # fmt: skip
     assert arrays["names"].tolist() == ["val_0002", "val_0005"]
     np.testing.assert_array_equal(arrays["panel_1_0"], run.dataset.image("val_0005"))
@@ -295,6 +307,43 @@ def test_figure_1_marks_what_was_not_run(changed):
     assert np.isnan(arrays["score"][:, [0, 1, 4, 5]]).all()
 
 
+def refined_at_half(results):
+    for entry in results["stages"]:
+        if entry["method"] == "ours":
+            entry["variant"] = "lambda0.5_fsl"
+            if entry["stage"] == "cam":
+                cams = [c for c in results["cam"] if c["variant"] == entry["variant"]]
+                found = next(c for c in cams if c["seed"] == entry["seed"])
+                entry |= {"folder": found["folder"], "scores": found["scores"]}
+
+
+def test_figure_1_and_per_class_show_the_lambda_that_was_refined(changed):
+    run = changed(refined_at_half)
+    assert our_lambda(run) == 0.5
+    figure, arrays = figure_1(run, rows=1)
+    name = arrays["names"][0]
+    assert arrays["columns"].tolist()[1:5] == ["max pooling (λ = 0)", "λ = 0.5", "λ = 0.5 + FSL", "SEAM"]
+    for column, fsl in ((2, False), (3, True)):
+        shown = run.label_map(run.cams("sampling", 0.5, fsl)[0], name)
+        np.testing.assert_array_equal(arrays[f"panel_0_{column}"], shown)
+    assert "gain in mIoU from λ = 0 to λ = 0.5 with FSL" in face(figure)
+    series = per_class(run)[1]["series"].tolist()
+    assert list(dict.fromkeys(series)) == [
+        "CAMs, max pooling (λ = 0)", "CAMs, λ = 0.5", "CAMs, λ = 0.5 + FSL", "+ AffinityNet", "+ DeepLab-v1",
+    ]  # fmt: skip
+
+
+def test_before_the_later_stages_the_profile_says_which_lambda_will_be_refined(changed):
+    def cams_only(results):
+        results["stages"] = []
+        results["profile"]["refined_lambda"] = 0.5
+
+    run = changed(cams_only)
+    assert run.final_variant("ours") == "lambda0.5_fsl"
+    assert "λ = 0.5 + FSL" in figure_1(run, rows=1)[1]["columns"]
+    assert our_lambda(changed(lambda r: r.update(cam=[], stages=[]))) == 1
+
+
 def test_figure_1_needs_cams(changed):
     with pytest.raises(NotInRun, match="expected CAMs at lambda 0 or 1, or of SEAM, got none"):
         figure_1(changed(lambda r: r.update(cam=[])))
@@ -335,6 +384,33 @@ def test_gallery_is_sorted_by_score(run):
     assert scores[:2].min() >= scores[2:4].max()
     assert scores[2:4].min() >= scores[4:].max()
     assert {"best", "median", "worst"} <= set(texts(figure))
+
+
+def test_gallery_leaves_out_images_without_a_labelled_pixel(run_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["data"]["root"] = "data"
+    void = results["data"]["val_names"][2:4]
+    for name in void:
+        save_label_map(folder / f"data/SegmentationClass/{name}.png", np.full(SIZE, 255, np.uint8))
+    run = load_run(folder)
+    for entry in results["stages"]:  # scored on these masks
+        if entry["stage"] == "deeplab":
+            found = next(e for e in run.stages("deeplab", entry["method"]) if e.seed == entry["seed"])
+            masks = VOCFolder(folder / "data", "val")
+            entry["scores"]["confusion"] = sum(
+                image_confusion(run.label_map(found, name), masks.mask(name), 4) for name in run.val_names
+            ).tolist()
+    (folder / "results.json").write_text(json.dumps(results))
+    figure, arrays = gallery(load_run(folder), rows=2)
+    assert not set(void) & set(arrays["names"])
+    assert arrays["groups"].tolist() == ["best", "median", "worst"]
+    assert np.isfinite(arrays["score"][:, 1]).all()
+    assert "worst mIoU of 5 images." in face(figure)
+    run = load_run(folder)
+    with pytest.raises(InputError, match="expected val masks with labelled pixels, got void alone"):
+        image_scores(run, run.stages("deeplab"), void)
 
 
 def test_pictures_need_the_data_set_and_plots_do_not(changed, run_dir):
@@ -391,9 +467,16 @@ def test_figure_2_holds_the_paper_to_what_it_printed(run):
 
 def test_figure_2_shows_baselines_as_levels(run):
     figure, _ = figure_2(run)
-    level = lines(figure.axes[0])["average pooling (2 seeds)"]
+    level = lines(figure.axes[0])["average pooling (mean ± s.d., 2 seeds)"]
     values = [100 * cam.scores.miou for cam in run.cams("average")]
     assert list(level.get_ydata()) == pytest.approx([np.mean(values)] * 2)
+    assert (np.mean(values), np.std(values, ddof=1)) in bands(figure.axes[0])
+
+
+def bands(axes):
+    """Middle and half height of the bands across an axes, to compare with means and deviations."""
+    found = [band.get_extents().transformed(axes.transData.inverted()) for band in axes.patches]
+    return [(pytest.approx((b.y0 + b.y1) / 2), pytest.approx((b.y1 - b.y0) / 2)) for b in found]
 
 
 def test_figure_2_of_one_seed_has_no_spread(changed):
@@ -402,11 +485,28 @@ def test_figure_2_of_one_seed_has_no_spread(changed):
     assert "with FSL (1 seed)" in lines(figure.axes[0])
     assert "s.d." not in face(figure)
     assert "single runs" not in face(figure)
+    assert not figure.axes[0].patches
 
 
 def test_figure_2_says_if_seeds_differ_in_number(changed):
     run = changed(lambda r: r["cam"].pop(0))
-    assert any("1 to 2 seeds" in label for label in lines(figure_2(run)[0].axes[0]))
+    figure, _ = figure_2(run)
+    assert any("1 to 2 seeds" in label for label in lines(figure.axes[0]))
+    assert "Marks: 2 seeds (λ = 0: 1 seed)." in face(figure)
+
+
+def test_figure_2_draws_no_curve_through_two_lambdas(changed):
+    run = changed(lambda r: r.update(cam=[c for c in r["cam"] if c["lambda"] != 0.5]))
+    figure, _ = figure_2(run)
+    for axes, metric in zip(figure.axes, ("miou", "contour_f"), strict=True):
+        drawn = lines(axes)
+        for fsl, label in ((False, "without FSL"), (True, "with FSL")):
+            assert drawn[f"{label} (mean ± s.d., 2 seeds)"].get_linestyle() == "None"
+            bar = axes.containers[int(fsl)].lines[2][0]
+            for x, (low, high) in zip((0, 1), bar.get_segments(), strict=True):
+                values = [100 * getattr(cam.scores, metric) for cam in run.cams("sampling", x, fsl)]
+                assert low.tolist() == pytest.approx([x, np.mean(values) - np.std(values, ddof=1)])
+                assert high.tolist() == pytest.approx([x, np.mean(values) + np.std(values, ddof=1)])
 
 
 def test_figure_2_needs_a_sweep(changed):
@@ -443,6 +543,18 @@ def test_per_class_numbers_and_absent_classes(changed):
     assert np.isnan(x[0])  # the background has no contour
 
 
+def test_series_of_other_numbers_of_seeds_are_named(changed):
+    def one_seed_later(results):
+        results["stages"] = [e for e in results["stages"] if e["stage"] == "cam" or e["seed"] == 0]
+
+    run = changed(one_seed_later)
+    assert "Mean ± s.d. of 2 seeds (+ AffinityNet; + DeepLab-v1: 1 seed)." in face(per_class(run)[0])
+    later = "AffinityNet; DeepLab-v1; AffinityNet (SEAM); DeepLab-v1 (SEAM)"
+    said = face(cost(run)[0])
+    assert all(f"{step}" in said for step in later.split("; ")) and "Bars: mean of 2 seeds (" in said
+    assert said.count(": 1 seed)") == 1
+
+
 def test_confusion_sums_seeds_and_normalises_rows(run):
     figure, arrays = confusion(run)
     expected = np.sum([entry.scores.confusion for entry in run.stages("deeplab")], axis=0)
@@ -472,8 +584,27 @@ def test_background_threshold_equals_thresholding_each_image(run):
     best = arrays["miou"].mean(axis=0).argmax()
     label = f"oracle's best: {arrays['threshold'][best]:.2f} (never used)"
     assert label in lines(figure.axes[0])
-    assert "this run's rule: complement" in lines(figure.axes[0])
+    assert "this run's rule: complement (mean ± s.d.)" in lines(figure.axes[0])
+    values = [100 * entry.scores.miou for entry in entries]
+    np.testing.assert_allclose(arrays["rule_miou"], values)  # all images: the score of the run
+    assert (np.mean(values), np.std(values, ddof=1)) in bands(figure.axes[0])
     assert "shown, never used" in face(figure)
+    assert "on the same 7 images." in face(figure)
+
+
+def test_background_threshold_scores_curve_and_rule_on_the_same_images(run, monkeypatch):
+    monkeypatch.setattr("wsss_nb.figures.images.MAX_IMAGES", 3)
+    figure, arrays = background_threshold(run)
+    names = [run.val_names[i] for i in (0, 3, 6)]
+    counts = sum(
+        image_confusion(
+            run.label_map(run.cams("sampling", 1.0, fsl=True)[0], name), run.dataset.mask(name), 4
+        )
+        for name in names
+    )
+    assert arrays["rule_miou"][0] == pytest.approx(100 * image_mious(counts))
+    assert arrays["rule_miou"][0] != pytest.approx(100 * run.cams("sampling", 1.0, fsl=True)[0].scores.miou)
+    assert "curve and rule on the same 3 images evenly spaced of 7." in face(figure)
 
 
 def test_mu_sigma_paths(run, changed):
@@ -731,7 +862,7 @@ def test_saved_files_embed_fonts_and_hold_no_date(run, tmp_path):
     assert b"CreationDate" not in pdf
     assert b"<dc:date>" not in paths["svg"].read_bytes()
     with Image.open(paths["png"]) as image:
-        assert image.size == (1400, image.size[1])
+        assert image.size == (2100, image.size[1]), "7 inches at 300 dpi, as printers ask"
 
 
 def test_style_does_not_depend_on_the_users_settings(run):
@@ -791,6 +922,37 @@ def test_a_figure_the_run_no_longer_backs_is_removed(run, changed, tmp_path):
     assert [path.name for path in tmp_path.glob("*.*")] == ["other.png"]
 
 
+@pytest.mark.parametrize(
+    ("lost", "name", "error"),
+    [
+        ("data", "figure_1", NotHere),
+        ("data", "background_threshold", NotHere),
+        ("cam/lambda1_fsl/seed0/val/val_0001.png", "figure_1", NotHere),
+        ("cam/lambda1_fsl/seed0/val/val_0001.npz", "background_threshold", InputError),
+    ],
+)
+def test_a_drawing_stays_if_only_data_or_files_are_not_at_hand(run_dir, tmp_path, lost, name, error):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["data"]["root"] = "data"
+    (folder / "results.json").write_text(json.dumps(results))
+    drawn, target = folder / "figures", tmp_path / "figures"
+    make_figure(name, load_run(folder), drawn, {})
+    publish_figures(folder, target)
+    before = {path.name: path.read_bytes() for path in drawn.iterdir()}
+    assert len(before) == 10
+    if error is NotHere:
+        (folder / lost).rename(tmp_path / "lost")
+    else:
+        (folder / lost).write_bytes(b"PK broken")
+    with pytest.raises(error):
+        make_figure(name, load_run(folder), drawn, {})
+    assert {path.name: path.read_bytes() for path in drawn.iterdir()} == before
+    publish_figures(folder, target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
 # Publishing
 
 
@@ -823,8 +985,9 @@ def test_photographs_are_never_published(tmp_path):
     folder = make_fake_run(tmp_path / "run", num_val=3, synthetic=False, weights=(0.0, 1.0), seeds=(0,))
     drawn = draw_some(load_run(folder))
     (drawn / "extra.png").write_bytes(b"a photograph")
-    (drawn / "extra.json").write_text(json.dumps({"shows_images": False, "files": {"extra.png": ""}}))
     manifest = json.loads((drawn / "figure_1.json").read_text())
+    extra = {**manifest, "shows_images": False, "files": {"extra.png": ""}}
+    (drawn / "extra.json").write_text(json.dumps(extra))
     (drawn / "figure_1.json").write_text(json.dumps({**manifest, "shows_images": False}))
     copies = publish_figures(folder, tmp_path / "figures")
     stems = {path.name.split(".")[0] for path in copies}
@@ -836,21 +999,39 @@ def test_photographs_are_never_published(tmp_path):
                 assert all(array.ndim < 3 and array.shape != SIZE for array in arrays.values())
 
 
-def test_publishing_removes_what_an_earlier_run_left(run_dir, tmp_path):
+def test_publishing_replaces_what_it_has_and_leaves_the_rest(run_dir, tmp_path):
     folder, target = tmp_path / "run", tmp_path / "figures"
     shutil.copytree(run_dir, folder)
     make_figure("cost", load_run(folder), folder / "figures", {})
-    for name in ("mu_sigma", "table_2"):  # sets of ours, of another run
-        (target / f"{name}.pdf").parent.mkdir(exist_ok=True)
-        (target / f"{name}.pdf").write_bytes(b"old")
-        (target / f"{name}.json").write_text(json.dumps({"files": {f"{name}.pdf": "", "../keep.txt": ""}}))
-    (target / "coverage.png").write_bytes(b"somebody's own: it has no manifest")
-    (target / "notes.json").write_text('{"files": {"coverage.png": ""}}')
-    (tmp_path / "keep.txt").write_text("")
+    (target / "photos").mkdir(parents=True)
+    others = ("mu_sigma.json", "mu_sigma.pdf", "coverage.png", "notes.json", "photos/cost.png")
+    for name in others:
+        (target / name).write_text('{"files": {"mu_sigma.pdf": ""}}')
+    (target / "cost.png").write_text("replaced")
     copies = publish_figures(folder, target)
-    kept = {"coverage.png", "notes.json", *(path.name for path in copies)}
-    assert {path.name for path in target.iterdir()} == kept
-    assert (tmp_path / "keep.txt").exists()
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*.*")}
+    assert found == {*others, *(path.name for path in copies)}
+    assert all("mu_sigma" in (target / name).read_text() for name in others)
+    assert (target / "cost.png").read_bytes() == (folder / "figures/cost.png").read_bytes()
+
+
+def test_only_what_was_drawn_from_these_results_is_published(run_dir, tmp_path):
+    folder, target = tmp_path / "run", tmp_path / "figures"
+    shutil.copytree(run_dir, folder)
+    target.mkdir()
+    (target / "cost.json").write_text('{"files": {}}')
+    nothing = r"figures: expected figures or tables drawn from the run's results\.json, got none"
+    with pytest.raises(InputError, match=nothing):
+        publish_figures(folder, target)
+    make_figure("cost", load_run(folder), folder / "figures", {})
+    results = json.loads((folder / "results.json").read_text())
+    results["cam"][0]["seed"] = 7
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=nothing):
+        publish_figures(folder, target)
+    assert [path.name for path in target.iterdir()] == ["cost.json"]
+    make_table("table_sweep", load_run(folder), folder / "figures", {})
+    assert {path.stem for path in publish_figures(folder, target)} == {"table_sweep"}
 
 
 def test_publishing_half_a_figure_is_refused(run_dir, tmp_path):

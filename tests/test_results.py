@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from fake_run import make_fake_run
 
 from wsss_nb.data.palette import save_label_map
 from wsss_nb.errors import InputError
-from wsss_nb.results import NotInRun, find_run, load_run
+from wsss_nb.results import NotHere, NotInRun, find_run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,28 @@ def test_note_tells_voc_from_other_data(editable):
         results["cam"], results["stages"] = [], []
 
     assert load_run(editable(lambda r: voc(r, 1449))).note == ""
-    assert load_run(editable(lambda r: voc(r, 160))).note == "VOC2012, not VOC 2012"
+    assert load_run(editable(lambda r: voc(r, 1400))).note == "VOC 2012 val, 1400 of 1449 images"
+
+    def train(results):
+        cam, _ = results["cam"][0], voc(results, 1464)
+        cam["scores"] |= {"iou": [0.5] * 21, "f": [0.5] * 20}
+        cam["scores"] |= {"confusion": [[1] * 21] * 21, "matches": [[1] * 4] * 20}
+        cam["scores"]["protocol"]["split"] = "train"
+        results["cam"] = [cam]
+
+    assert load_run(editable(train)).note == "VOC 2012 train, not val"
+
+    def photographs(results):
+        voc(results, 160)
+        results["data"]["root"] = "/data/msrc"
+
+    assert load_run(editable(photographs)).note == "msrc, not VOC 2012"
+
+
+def test_results_hash_is_that_of_the_file(run_dir, editable):
+    path = run_dir / "results.json"
+    assert load_run(run_dir).results_hash == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_run(editable(lambda r: r.update(run="x"))).results_hash != load_run(run_dir).results_hash
 
 
 def test_final_variant_is_that_of_the_stages(editable):
@@ -178,7 +200,7 @@ def test_missing_and_broken_pictures(run_dir, tmp_path):
     cam = run.results.cam[0]
     place = folder / cam.folder / "val"
     (place / "val_0000.png").unlink()
-    with pytest.raises(NotInRun, match=r"val_0000\.png: expected a file of the run, got none"):
+    with pytest.raises(NotHere, match=r"val_0000\.png: expected a file of the run, got none"):
         run.label_map(cam, "val_0000")
     save_label_map(place / "val_0001.png", np.full((24, 32), 4, dtype=np.uint8))
     with pytest.raises(InputError, match=r"val_0001\.png: expected class ids 0\.\.3, got 4"):
@@ -213,7 +235,7 @@ def test_copied_run_finds_data_inside_it_or_says_data_root(editable, run_dir, tm
     assert load_run(inside).dataset.root == inside / "data"
 
     gone = editable(lambda r: r["data"].update(root="/nowhere/voc"))
-    with pytest.raises(NotInRun, match="data_root: expected the run's data set, got nothing at /nowhere/voc"):
+    with pytest.raises(NotHere, match="data_root: expected the run's data set, got nothing at /nowhere/voc"):
         _ = load_run(gone).dataset
     assert load_run(gone, str(run_dir / "data")).dataset.image("val_0000").shape == (24, 32, 3)
     with pytest.raises(InputError, match="data_root: expected a folder with JPEGImages") as caught:

@@ -73,6 +73,8 @@ def test_every_field_of_a_manifest(run: Run, checkout: dict[str, Any], tmp_path:
     )
     assert found["seeds"] == [0, 4]
     assert found["data_hash"] == "0" * 64
+    results = run.folder / "results.json"
+    assert found["results_hash"] == hashlib.sha256(results.read_bytes()).hexdigest()
     assert found["weights"] == {
         place: hashlib.sha256(content.encode()).hexdigest()
         for place, content in (

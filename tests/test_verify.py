@@ -184,6 +184,38 @@ def test_missing_broken_and_false_files_are_named(folder: Path) -> None:
     assert found["table_2.json"] == "name: expected 'table_2', got the arrays of 'table_cost'"
 
 
+def test_files_without_a_manifest_do_not_pass(folder: Path, drawn: Path) -> None:
+    only(folder, "figure_2*", "table_1.*")
+    (folder / "figure_2.json").unlink()
+    Image.new("RGB", (9, 9)).save(folder / "figure_2.png")
+    (folder / "screenshots").mkdir()
+    (folder / "screenshots" / "cam.png").write_bytes(b"somebody's own")
+    (folder / "screenshots" / "table_2.md").write_text("| a |")
+    found = wrong(verify_folder(folder))
+    names = {f"figure_2.{suffix}" for suffix in ("npz", "pdf", "png", "svg")} | {"screenshots/table_2.md"}
+    assert found == dict.fromkeys(names, "no manifest speaks for it")
+    (folder / "screenshots" / "table_2.md").unlink()
+    assert set(wrong(compare_folders(folder, drawn))) >= {"figure_2.png"}
+    for path in folder.glob("*.json"):
+        path.unlink()
+    assert set(wrong(verify_folder(folder))) == {path.name for path in folder.glob("*.*")}
+
+
+def test_a_manifest_that_names_missing_files_does_not_pass(folder: Path) -> None:
+    only(folder, "table_1.json", "table_cost.*")
+    (folder / "table_cost.md").unlink()
+    manifest = read_json(folder / "table_cost.json")
+    manifest["files"] |= {"table_cost.html": "", "../table_cost.xlsx": "", "table_cost.png": ""}
+    write_json(folder / "table_cost.json", manifest)
+    (folder / "table_cost.png").write_bytes(b"of no table")
+    found = wrong(verify_folder(folder))
+    assert {name for name, reason in found.items() if reason == "missing"} == {
+        *(f"table_1.{suffix}" for suffix in ("csv", "md", "tex", "npz")),
+        *("table_cost.md", "table_cost.html", "table_cost.xlsx"),
+    }
+    assert found["table_cost.png"] == "cannot be made again"
+
+
 def test_arrays_of_something_else_are_refused_not_drawn(folder: Path) -> None:
     edit_arrays(folder / "figure_2.npz", lambda arrays: arrays.pop("baseline"))
     edit_arrays(folder / "table_cost.npz", lambda arrays: arrays.update(name=np.array("table_9")))

@@ -33,6 +33,7 @@ __all__ = ["Verdict", "compare_folders", "verify_folder"]
 
 _TEXTS = ("csv", "md", "tex")
 _FILES = (*FORMATS, *_TEXTS, "npz")
+_NAMES = frozenset(TABLES) | {spec.file_name(width) for spec in FIGURES.values() for width in spec.widths}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def verify_folder(folder: str | Path) -> list[Verdict]:
         folder: with its subfolders.
 
     Returns:
-        A verdict for every file of every set, and for files that no manifest speaks for.
+        A verdict for every file of every set, every file that a manifest names, and every file with the name of a
+        figure or table that no manifest speaks for.
 
     Raises:
         InputError: there is no folder, or no figure or table in it.
@@ -93,7 +95,8 @@ def compare_folders(folder: str | Path, other: str | Path) -> list[Verdict]:
     verdicts = []
     for place in sorted({*found[0], *found[1]}):
         facts = [_facts(sets[place])[0] for sets in found if place in sets]
-        suffixes = ("csv", "npz") if any("table" in fact for fact in facts) else ("npz", "png")
+        is_table = place.stem in TABLES or any("table" in fact for fact in facts)
+        suffixes = ("csv", "npz") if is_table else ("npz", "png")
         measured = any(fact.get("measured") is True for fact in facts)
         for suffix in suffixes:
             path = place.with_suffix(f".{suffix}")
@@ -106,17 +109,23 @@ def compare_folders(folder: str | Path, other: str | Path) -> list[Verdict]:
 
 
 def _manifests(folder: Path) -> list[Path]:
-    """Manifests of figures and tables: JSON files that say so, or that lie beside a figure's or table's files."""
+    """Manifests of figures and tables: JSON files that say so, or that lie beside a figure's or table's files.
+
+    Where files with the name of a figure or table have none, the place where it should be.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of figures and tables, got none")
-    found = []
-    for path in sorted(folder.rglob("*.json")):
-        beside = any(path.with_suffix(f".{suffix}").is_file() for suffix in _FILES)
-        if not path.name.startswith(".") and (beside or "shows_images" in _facts(path)[0]):
-            found.append(path)
+    found = set()
+    for path in folder.rglob("*.*"):
+        suffix, manifest = path.suffix[1:], path.with_suffix(".json")
+        if path.name.startswith(".") or suffix not in (*_FILES, "json"):
+            continue
+        named = path.stem in _NAMES or (suffix != "json" and manifest.is_file())
+        if path.is_file() and (named or (suffix == "json" and "shows_images" in _facts(path)[0])):
+            found.add(manifest)
     if not found:
         raise InputError(f"{folder}: expected figures or tables with their manifests, got none")
-    return found
+    return sorted(found)
 
 
 def _facts(manifest: Path) -> tuple[dict[str, Any], str]:
@@ -131,6 +140,11 @@ def _facts(manifest: Path) -> tuple[dict[str, Any], str]:
 
 
 def _verify_set(manifest: Path) -> Iterator[Verdict]:
+    if not manifest.is_file():
+        for path in (manifest.with_suffix(f".{suffix}") for suffix in _FILES):
+            if path.is_file():
+                yield Verdict(path, False, "no manifest speaks for it")
+        return
     facts, problem = _facts(manifest)
     is_table = "table" in facts or manifest.stem in TABLES
     suffixes = (*_TEXTS, "npz") if is_table else (*FORMATS, "npz")
@@ -151,9 +165,12 @@ def _verify_set(manifest: Path) -> Iterator[Verdict]:
         reason = _recomputed(path, make.get(path.suffix[1:]), facts, pixels)
         pixels = pixels or (path.suffix == ".png" and not reason)
         yield Verdict(path, not reason, reason)
+    named = {manifest.parent / Path(name).name for name in facts.get("files", {})}
+    for extra in sorted(named - set(files)):
+        yield Verdict(extra, False, "cannot be made again" if extra.is_file() else "missing")
     for suffix in _FILES:
         extra = manifest.with_suffix(f".{suffix}")
-        if extra not in files and extra.is_file():
+        if extra not in {*files, *named} and extra.is_file():
             yield Verdict(extra, False, "its manifest does not name it")
 
 

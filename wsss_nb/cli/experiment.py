@@ -208,7 +208,7 @@ def _run(options: argparse.Namespace) -> int:
                     if notebook.name in plan.chosen:
                         keep_outputs(notebook.path, options.out / "notebooks" / notebook.path.name)
             if options.figures:
-                from wsss_nb.figures import publish_figures
+                from wsss_nb.publishing import publish_figures
 
                 copies = publish_figures(options.out, options.figures)
                 print(f"{options.figures}: {len(copies)} files of figures and tables")

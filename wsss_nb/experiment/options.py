@@ -68,13 +68,14 @@ def profile_options(model: type[BaseModel], prefix: str = "") -> Iterator[Option
 
 def add_profile_flags(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
     """Give a parser ``--FIELD VALUE`` for every field, ``--set`` and ``--config``, all into ``overrides``."""
+    options = {option.name: option for option in profile_options(model)}
     group = parser.add_argument_group(
         "fields of the profile",
         "lists are written 0,0.5,1; what a field means is in the profile's documentation",
     )
     parser.set_defaults(overrides=[])
     parser.add_argument(
-        "--set", dest="overrides", action=_SetAction, metavar="FIELD=VALUE",
+        "--set", dest="overrides", action=_FieldAction, options=options, metavar="FIELD=VALUE",
         help="set a field of the profile, as the flags below do; may be repeated",
     )  # fmt: skip
     parser.add_argument(
@@ -84,7 +85,7 @@ def add_profile_flags(parser: argparse.ArgumentParser, model: type[BaseModel]) -
         metavar="FILE.yaml",
         help="set the fields in this file",
     )
-    for option in profile_options(model):
+    for option in options.values():
         group.add_argument(
             f"--{option.name}", dest="overrides", action=_SetAction, option=option, metavar=option.kind,
             help=option.description.replace("%", "%%") or None,
@@ -187,6 +188,22 @@ class _SetAction(argparse.Action):
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
         namespace.overrides = _added(namespace.overrides, [override(values, self.option)])
+
+
+class _FieldAction(argparse.Action):
+    """``FIELD=VALUE`` read as ``--FIELD VALUE`` is."""
+
+    def __init__(self, *args: Any, options: Mapping[str, Option], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields = options
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        field, equals, value = values.partition("=")
+        option = self.fields.get(field) if equals else None
+        item = override(values) if option is None else override(value, option)
+        namespace.overrides = _added(namespace.overrides, [item])
 
 
 class _ConfigAction(argparse.Action):

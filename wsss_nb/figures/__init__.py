@@ -12,7 +12,7 @@ Nothing here trains, and only pictures of images need the data set.
 from wsss_nb.figures.classes import confusion, cost, coverage, per_class
 from wsss_nb.figures.curves import background_threshold, figure_2, mu_sigma
 from wsss_nb.figures.panels import figure_1, figure_3, gallery
-from wsss_nb.figures.registry import FIGURES, make_figure, publish_figures
+from wsss_nb.figures.registry import FIGURES, make_figure
 from wsss_nb.figures.spec import Drawing, FigureSpec
 from wsss_nb.figures.store import figure_png, save_figure
 
@@ -32,6 +32,5 @@ __all__ = [
     "make_figure",
     "mu_sigma",
     "per_class",
-    "publish_figures",
     "save_figure",
 ]

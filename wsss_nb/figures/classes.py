@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +22,9 @@ from wsss_nb.figures.style import (
     begin,
     letter,
     mean_and_spread,
+    our_lambda,
     scalar,
+    seeds_of,
     seeds_text,
     shared_protocol,
     top_legend,
@@ -37,13 +42,14 @@ _METHOD_TITLES = {"ours": "", "seam": " (SEAM)"}
 
 def _collect_per_class(run: Run) -> Arrays:
     series: list[tuple[str, CamResult | StageResult]] = []
-    for weight, fsl in ((0.0, False), (1.0, False), (1.0, True)):
+    ours = our_lambda(run)
+    for weight, fsl in dict.fromkeys(((0.0, False), (ours, False), (ours, True))):
         for cam in run.cams("sampling", weight, fsl):
             series.append((f"CAMs, {variant_title(cam, run.pooling)}", cam))
     for stage in STAGES[1:]:
         series += [(STAGE_TITLES[stage], entry) for entry in run.stages(stage)]
     if not series:
-        raise NotInRun("results.json: expected CAMs at lambda 0 or 1, or later stages, got none")
+        raise NotInRun(f"results.json: expected CAMs at lambda 0 or {ours:g}, or later stages, got none")
     return {
         "note": np.array(run.note),
         "protocol": np.array(shared_protocol([entry for _, entry in series], run)),
@@ -63,8 +69,7 @@ def _plot_per_class(arrays: Arrays) -> Figure:
     classes = [_short(name) for name in arrays["classes"][shown].tolist()]
     names = list(dict.fromkeys(arrays["series"].tolist()))
     single = scalar(arrays, "width") == "single"
-    counts = [int((arrays["series"] == name).sum()) for name in names]
-    extra = f"{'Mean ± s.d. of ' if max(counts) > 1 else ''}{seeds_text(counts)}."
+    extra = f"{_of_seeds(arrays['series'], 'Mean ± s.d. of ')}."
     extra += " The background has no contour score."
     extra += _left_out(len(arrays["classes"]) - len(shown))
     pitch = min(
@@ -180,6 +185,12 @@ def _plot_confusion(arrays: Arrays) -> Figure:
     return figure
 
 
+def _of_seeds(series: npt.NDArray[Any], many: str) -> str:
+    """How many seeds stand behind each series, after ``many`` if any has more than one."""
+    counts = Counter(series.tolist())
+    return f"{many if max(counts.values()) > 1 else ''}{seeds_of(counts)}"
+
+
 def _left_out(count: int) -> str:
     return f" Classes that do not occur are left out ({count})." if count else ""
 
@@ -215,11 +226,9 @@ def _variant_order(cam: CamResult) -> tuple[object, ...]:
 
 def _plot_coverage(arrays: Arrays) -> Figure:
     names = list(dict.fromkeys(arrays["variant"].tolist()))
-    counts = [int((arrays["variant"] == name).sum()) for name in names]
-    many = "Mean ± s.d. of " if max(counts) > 1 else ""
     extra = (
         "Share of the head's, the body's and the background's pixels that the pseudo-labels have right. "
-        f"{many}{seeds_text(counts)}."
+        f"{_of_seeds(arrays['variant'], 'Mean ± s.d. of ')}."
     )
     figure, _ = begin(arrays, 0.75 + 0.24 * len(names), extra=extra)
     axes = figure.subplots()
@@ -308,11 +317,9 @@ def _counted(run: Run) -> list[str]:
 
 def _plot_cost(arrays: Arrays) -> Figure:
     names = list(dict.fromkeys(arrays["step"].tolist()))
-    counts = [int((arrays["step"] == name).sum()) for name in names]
     single = scalar(arrays, "width") == "single"
     total = arrays["seconds"].sum()
-    mean = "mean of " if max(counts) > 1 else ""
-    extra = f"Bars: {mean}{seeds_text(counts)}. All of them together: {_duration(total)}."
+    extra = f"Bars: {_of_seeds(arrays['step'], 'mean of ')}. All of them together: {_duration(total)}."
     body = 0.6 + 0.17 * max(len(names), 3)
     figure, _ = begin(arrays, 2 * body if single else body, extra=extra)
     panels = figure.subplots(2, 1) if single else figure.subplots(1, 2, sharey=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from wsss_nb.data.palette import IGNORE
 from wsss_nb.errors import InputError
-from wsss_nb.figures.images import candidates, image_mious
+from wsss_nb.figures.images import candidates, image_confusion, image_mious
 from wsss_nb.figures.spec import FigureSpec
 from wsss_nb.figures.style import (
     COLORS,
@@ -23,6 +24,7 @@ from wsss_nb.figures.style import (
     letter,
     mean_and_spread,
     scalar,
+    seeds_of,
     seeds_text,
     shared_protocol,
     top_legend,
@@ -59,7 +61,7 @@ def _collect_figure_2(run: Run) -> Arrays:
 
 def _plot_figure_2(arrays: Arrays) -> Figure:
     single = scalar(arrays, "width") == "single"
-    extra = f"Small open marks: single runs. {FIGURE_2_READING}" if _repeated(arrays) else FIGURE_2_READING
+    extra = f"{_about_seeds(arrays)}{FIGURE_2_READING}"
     figure, _ = begin(arrays, 4.1 if single else 2.6, extra=extra)
     panels = figure.subplots(2, 1, sharex=True) if single else figure.subplots(1, 2)
     place, published = FIGURE_2_POINT
@@ -82,14 +84,9 @@ def _plot_figure_2(arrays: Arrays) -> Figure:
                 _curve(axes, arrays["lambda"][chosen], arrays[key][chosen], name, color, marker, line, side)
         for number, name in enumerate(dict.fromkeys(arrays["baseline"].tolist())):
             values = arrays[f"baseline_{key}"][arrays["baseline"] == name]
-            axes.axhline(
-                values.mean(),
-                color="0.35",
-                linewidth=1,
-                linestyle=((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 3)), (0, (8, 2)))[number % 4],
-                label=f"{name} ({seeds_text([len(values)])})",
-                zorder=1.5,
-            )
+            what = "mean ± s.d., " if len(values) > 1 else ""
+            dashes = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 3)), (0, (8, 2)))[number % 4]
+            _level(axes, values, f"{name} ({what}{seeds_text([len(values)])})", dashes)
         axes.plot(
             place,
             paper,
@@ -117,9 +114,20 @@ def _plot_figure_2(arrays: Arrays) -> Figure:
     return figure
 
 
-def _repeated(arrays: Arrays) -> bool:
-    points = set(zip(arrays["lambda"].tolist(), arrays["fsl"].tolist(), strict=True))
-    return len(points) < len(arrays["lambda"])
+def _about_seeds(arrays: Arrays) -> str:
+    """What the marks of Figure 2 are, and which points have other numbers of seeds."""
+    points = zip(arrays["lambda"].tolist(), arrays["fsl"].tolist(), strict=True)
+    counts = Counter(f"λ = {weight:g}{' + FSL' * fsl}" for weight, fsl in points)
+    text = "Small open marks: single runs. " if max(counts.values()) > 1 else ""
+    return f"{text}Marks: {seeds_of(counts)}. " if len(set(counts.values())) > 1 else text
+
+
+def _level(axes: Axes, values: npt.NDArray[Any], label: str, line: Any) -> None:
+    """The mean of values that do not depend on x as a horizontal line, one deviation as a band around it."""
+    mean, spread = map(float, mean_and_spread(values))
+    axes.axhline(mean, color="0.35", linewidth=1, linestyle=line, label=label, zorder=1.5)
+    if np.isfinite(spread):
+        axes.axhspan(mean - spread, mean + spread, color="0.35", alpha=0.13, linewidth=0, zorder=1.2)
 
 
 def _curve(
@@ -132,26 +140,31 @@ def _curve(
     line: Any,
     side: int,
 ) -> None:
-    """Mean and band over ``x``; single runs stand beside the mean, on the right (``side`` 1) or left (-1) of it."""
+    """Mean and band over ``x``, or bars where two places or fewer make no curve.
+
+    Single runs stand beside the mean, on the right (``side`` 1) or left (-1) of it.
+    """
     places = np.unique(x)
     grouped = [y[x == place] for place in places]
     mean = np.array([group.mean() for group in grouped])
     spread = np.array([mean_and_spread(group)[1] for group in grouped], dtype=np.float64)
     counts = [len(group) for group in grouped]
     what = "mean ± s.d., " if max(counts) > 1 else ""
+    is_curve = len(places) > 2
     axes.plot(
         places,
         mean,
         color=color,
-        linestyle=line,
+        linestyle=line if is_curve else "none",
         marker=marker,
         markersize=4,
         label=f"{name} ({what}{seeds_text(counts)})",
         zorder=3,
     )
-    axes.fill_between(places, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
-    if len(places) == 1 and np.isfinite(spread[0]):
-        axes.errorbar(places, mean, yerr=spread, color=color, capsize=2, linewidth=1)
+    if is_curve:
+        axes.fill_between(places, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+    else:
+        axes.errorbar(places, mean, yerr=spread, color=color, linestyle="none", capsize=2, elinewidth=1)
     if max(counts) > 1:
         shift = np.empty(len(x))
         for place, count in zip(places, counts, strict=True):
@@ -232,6 +245,7 @@ def _collect_background_threshold(run: Run) -> Arrays:
         raise NotInRun("results.json: cam: expected CAMs of our method, got none")
     names, k = candidates(run), len(run.classes)
     counts = np.zeros((len(entries), _BINS, k, k), dtype=np.int64)
+    by_rule = np.zeros((len(entries), k, k), dtype=np.int64)
     for name in names:
         target = run.dataset.mask(name)
         kept = target != IGNORE
@@ -239,6 +253,10 @@ def _collect_background_threshold(run: Run) -> Arrays:
             classes, cam = run.activations(entry, name)
             if cam.shape[1:] != target.shape:
                 raise InputError(f"{name}.npz: expected maps of size {target.shape}, got {cam.shape[1:]}")
+            label_map = run.label_map(entry, name)
+            if label_map.shape != target.shape:
+                raise InputError(f"{name}.png: expected a map of size {target.shape}, got {label_map.shape}")
+            by_rule[row] += image_confusion(label_map, target, k)
             if classes.size == 0:
                 counts[row, 0, :, 0] += np.bincount(target[kept], minlength=k)
                 continue
@@ -258,16 +276,19 @@ def _collect_background_threshold(run: Run) -> Arrays:
         "seed": np.array([entry.seed for entry in entries]),
         "miou": 100 * image_mious(confusion),
         "rule": np.array(rule),
-        "rule_miou": 100 * np.array([entry.scores.miou for entry in entries]),
+        "rule_miou": 100 * image_mious(by_rule),
         "images": np.array(len(names)),
+        "val_images": np.array(len(run.val_names)),
     }
 
 
 def _plot_background_threshold(arrays: Arrays) -> Figure:
     single = scalar(arrays, "width") == "single"
+    shown, everything = int(arrays["images"]), int(arrays["val_images"])
+    part = "" if shown == everything else f" evenly spaced of {everything}"
     extra = (
         f"{scalar(arrays, 'variant')}; pixels whose largest foreground activation lies under the threshold "
-        f"are background; {int(arrays['images'])} images. "
+        f"are background; curve and rule on the same {shown} images{part}. "
         "The oracle's best needs the ground truth: shown, never used."
     )
     figure, _ = begin(arrays, 2.7 if single else 2.5, extra=extra)
@@ -289,13 +310,8 @@ def _plot_background_threshold(arrays: Arrays) -> Figure:
         label=f"oracle's best: {x[best]:.2f} (never used)",
     )
     rule = scalar(arrays, "rule")
-    axes.axhline(
-        arrays["rule_miou"].mean(),
-        color="0.3",
-        linestyle=(0, (4, 2)),
-        linewidth=1,
-        label=f"this run's rule: {rule or 'not recorded'}",
-    )
+    label = f"this run's rule: {rule or 'not recorded'}{' (mean ± s.d.)' * (count > 1)}"
+    _level(axes, arrays["rule_miou"], label, (0, (4, 2)))
     axes.set_xlabel("background threshold")
     axes.set_ylabel("area mIoU [%]")
     axes.set_xlim(0, 1)

@@ -54,14 +54,15 @@ def image_mious(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def image_scores(
     run: Run, entries: Sequence[CamResult | StageResult], names: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """mIoU of each image by each entry's label maps, (entries, images) in 0..1.
+    """mIoU of each image by each entry's label maps, (entries, images) in 0..1; NaN where all is void.
 
     Where all images are scored, their pixels must add up to the confusion matrix in results.json, so that
     another data set's masks, or label maps of another run, are found out.
 
     Raises:
         NotInRun: masks or label maps are not there.
-        InputError: a label map's size is not its mask's, or the scores are not those of these files.
+        InputError: a label map's size is not its mask's, the scores are not those of these files, or the masks are
+            void alone.
     """
     k = len(run.classes)
     scores = np.empty((len(entries), len(names)))
@@ -84,6 +85,8 @@ def image_scores(
                     f"data_root: expected the masks that {entry.folder} was scored on, got others "
                     f"({run.dataset.root})"
                 )
+    if not np.isfinite(scores).any():
+        raise InputError(f"{run.dataset.root}: expected val masks with labelled pixels, got void alone")
     return scores
 
 

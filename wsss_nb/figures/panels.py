@@ -24,7 +24,9 @@ from wsss_nb.figures.style import (
     Arrays,
     begin,
     class_legend,
+    lambda_title,
     legend_height,
+    our_lambda,
     scalar,
     shared_protocol,
 )
@@ -38,28 +40,30 @@ _ACTIVATIONS = "cividis"
 
 
 def _collect_figure_1(run: Run, names: Sequence[str] | None = None, rows: int = 4) -> Arrays:
+    weight = our_lambda(run)
     kinds = {
-        f"{run.pooling} pooling (λ = 0)": run.cams("sampling", 0.0, fsl=False),
-        "sampling (λ = 1)": run.cams("sampling", 1.0, fsl=False),
-        "sampling + FSL": run.cams("sampling", 1.0, fsl=True),
-        "SEAM": run.cams("seam"),
+        lambda_title(x, fsl, run.pooling): run.cams("sampling", x, fsl)
+        for x, fsl in ((0.0, False), (weight, False), (weight, True))
     }
+    ours = list(kinds)[-1]
+    kinds["SEAM"] = run.cams("seam")
     entries = {title: _first_seed(found) for title, found in kinds.items()}
     run_entries = [entry for entry in entries.values() if entry is not None]
     if not run_entries:
-        raise NotInRun("results.json: expected CAMs at lambda 0 or 1, or of SEAM, got none")
+        raise NotInRun(f"results.json: expected CAMs at lambda 0 or {weight:g}, or of SEAM, got none")
     chosen = "Rows: chosen by name."
     if names is None:
         pool = candidates(run)
-        without, ours = next(iter(entries.values())), entries["sampling + FSL"]
-        compared = [entry for entry in (without, ours) if entry is not None] or run_entries[:1]
+        compared = [
+            entry for entry in (next(iter(entries.values())), entries[ours]) if entry is not None
+        ] or run_entries[:1]
         scores = image_scores(run, compared, pool)
         if len(compared) == 2:
             gain = scores[1] - scores[0]
             names, near = typical(run, gain, pool, rows)
             chosen = (
-                f"Rows: from the {near} of {len(pool)} images whose gain in mIoU from λ = 0 to λ = 1 with "
-                f"FSL is nearest to the median gain ({100 * np.nanmedian(gain):+.1f} points), one per class "
+                f"Rows: from the {near} of {len(pool)} images whose gain in mIoU from λ = 0 to λ = {weight:g} "
+                f"with FSL is nearest to the median gain ({100 * np.nanmedian(gain):+.1f} points), one per class "
                 "first."
             )
         else:
@@ -113,8 +117,9 @@ def _collect_gallery(run: Run, rows: int = 2) -> Arrays:
     pool = candidates(run)
     scores = image_scores(run, [entry], pool)[0]
     order = np.argsort(scores, kind="stable")
-    rows = min(rows, max(1, len(pool) // 3))
-    middle = max(0, (len(pool) - rows) // 2)
+    order = order[np.isfinite(scores[order])]  # a mask that is void alone gives no score
+    rows = min(rows, max(1, len(order) // 3))
+    middle = max(0, (len(order) - rows) // 2)
     groups = {
         "best": order[::-1][:rows],
         "median": order[middle : middle + rows],
@@ -127,7 +132,7 @@ def _collect_gallery(run: Run, rows: int = 2) -> Arrays:
         ("ground truth", run.dataset.mask),
     ]
     title = {"cam": "CAM pseudo-labels", "affinitynet": "AffinityNet pseudo-labels", "deeplab": "DeepLab"}
-    chosen = f"{title[entry.stage]}: best, median and worst mIoU of {len(pool)} images."
+    chosen = f"{title[entry.stage]}: best, median and worst mIoU of {len(order)} images."
     arrays = _panels(run, columns, names, chosen, [entry])
     arrays["groups"] = np.array([group for group, found in groups.items() for _ in found])
     return arrays
@@ -237,7 +242,7 @@ def _column_titles(columns: Sequence[str], cell: float) -> tuple[list[str], floa
     longest = max(map(len, columns))
     size = float(np.clip(72 * cell / (0.56 * longest), 5.5, 7.5))
     fit = max(8, int(72 * cell / (0.56 * size)))
-    whole = [title.replace(" = ", "\xa0=\xa0") for title in columns]
+    whole = [title.replace(" = ", "\xa0=\xa0").replace(" + ", "\xa0+\xa0") for title in columns]
     return ["\n".join(textwrap.wrap(title, fit, break_long_words=False)) for title in whole], size
 
 

@@ -1,8 +1,7 @@
-"""The registry of figures: drawn into a run's folder, and from there into the published one."""
+"""The registry of figures, and how one of them is drawn into a run's folder."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,9 @@ from wsss_nb.errors import InputError
 from wsss_nb.figures import classes, curves, panels
 from wsss_nb.figures.spec import FigureSpec
 from wsss_nb.figures.store import FORMATS, remove_files, save_figure
-from wsss_nb.files import atomic_path, read_json
-from wsss_nb.results import Run, load_run
+from wsss_nb.results import NotHere, NotInRun, Run
 
-__all__ = [
-    "FIGURES",
-    "FOLDER",
-    "TABLE_NAMES",
-    "make_figure",
-    "publish_figures",
-]
+__all__ = ["FIGURES", "FOLDER", "make_figure"]
 
 FIGURES: dict[str, FigureSpec] = {
     spec.name: spec
@@ -44,34 +36,37 @@ FIGURES: dict[str, FigureSpec] = {
 FOLDER = "figures"
 """Folder of a run that holds its figures and tables."""
 
-_MANIFEST = ".json"
-TABLE_NAMES = ("table_1", "table_2", "table_sweep", "table_cost")
-"""Tables of ``wsss_nb.tables``; like plots they show no image."""
-
 
 def make_figure(
     name: str, run: Run, folder: str | Path, manifest: Mapping[str, Any], **options: Any
 ) -> Figure:
     """Draw a figure of the registry and save it in each of its widths.
 
-    Files of an earlier drawing are removed first, so that none stays that the run no longer backs.
+    An earlier drawing is replaced, and removed where ``results.json`` no longer backs it. It stays where only a file
+    or the data set is not at hand.
 
     Returns:
         The figure in its first width, to show.
 
     Raises:
         NotInRun: the run does not hold what the figure shows.
+        NotHere: it does, but a file of the run or its data set is not on this machine.
         InputError: a file of the run is broken, the folder is not writable, or the name is unknown.
     """
     if name not in FIGURES:
         raise InputError(f"figure: expected one of {', '.join(FIGURES)}, got {name!r}")
     spec, folder = FIGURES[name], Path(folder)
-    suffixes = (*FORMATS, "npz", "json")
-    remove_files(folder / f"{spec.file_name(width)}.{suffix}" for width in spec.widths for suffix in suffixes)
-    collected = spec.collect(run, **options)
-    figures = []
-    for width in spec.widths:
-        figure, arrays = spec.draw(collected, width)
+    try:
+        collected = spec.collect(run, **options)
+    except NotHere:
+        raise
+    except NotInRun:
+        suffixes = (*FORMATS, "npz", "json")
+        names = [spec.file_name(width) for width in spec.widths]
+        remove_files(folder / f"{name}.{suffix}" for name in names for suffix in suffixes)
+        raise
+    drawn = [spec.draw(collected, width) for width in spec.widths]
+    for width, (figure, arrays) in zip(spec.widths, drawn, strict=True):
         facts = {
             **manifest,
             "figure": name,
@@ -79,55 +74,9 @@ def make_figure(
             "width": width,
             "shows_images": spec.shows_images,
             "measured": spec.measured,
+            "results_hash": run.results_hash,
             "note": str(arrays["note"][()]),
             "protocol": str(arrays["protocol"][()]),
         }
         save_figure(figure, arrays, folder, spec.file_name(width), facts)
-        figures.append(figure)
-    return figures[0]
-
-
-def publish_figures(run_dir: str | Path, figures_dir: str | Path) -> list[Path]:
-    """Copy what a run drew into the folder of published figures.
-
-    Of a synthetic run everything is copied. Of any other run only what is known to show no image: the
-    registry's figures with ``shows_images=False`` and the tables, because the photographs are not ours.
-    A figure or table there that this run does not have is removed: a folder shows one run.
-
-    Returns:
-        The copies.
-
-    Raises:
-        InputError: the run has no results, or a file that its manifest names is missing.
-    """
-    run = load_run(run_dir)
-    source, target = Path(run_dir) / FOLDER, Path(figures_dir)
-    names = {spec.file_name(width): spec for spec in FIGURES.values() for width in spec.widths}
-    open_names = {name for name, spec in names.items() if not spec.shows_images} | set(TABLE_NAMES)
-    copies = []
-    for path in sorted(source.glob(f"*{_MANIFEST}")):
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-            continue
-        if not run.synthetic and (path.stem not in open_names or manifest.get("shows_images") is not False):
-            continue
-        remove_files([target / path.name])  # what has a manifest is complete
-        for name in (*manifest["files"], path.name):
-            if Path(name).name != name or not (source / name).is_file():
-                raise InputError(f"{path}: expected the file {name} beside it, got none")
-            with atomic_path(target / name) as temporary:
-                shutil.copyfile(source / name, temporary)
-            copies.append(target / name)
-    for name in sorted({*names, *TABLE_NAMES} - {path.stem for path in copies}):
-        _remove_set(target / f"{name}{_MANIFEST}")
-    return copies
-
-
-def _remove_set(manifest: Path) -> None:
-    """Remove a figure or table that an earlier run left; without a manifest of ours nothing is touched."""
-    if not manifest.is_file():
-        return
-    facts = read_json(manifest)
-    if isinstance(facts, dict) and isinstance(facts.get("files"), dict):
-        remove_files(manifest.with_name(name) for name in facts["files"] if Path(name).name == name)
-        remove_files([manifest])
+    return drawn[0][0]

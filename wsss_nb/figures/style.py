@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -32,10 +32,13 @@ __all__ = [
     "class_legend",
     "describe_protocol",
     "house_style",
+    "lambda_title",
     "legend_height",
     "letter",
     "mean_and_spread",
+    "our_lambda",
     "scalar",
+    "seeds_of",
     "seeds_text",
     "shared_protocol",
     "top_legend",
@@ -76,8 +79,8 @@ _RC: dict[str, Any] = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.4,
-    "savefig.dpi": 200,
-    "figure.dpi": 200,
+    "savefig.dpi": 300,
+    "figure.dpi": 300,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "path",
@@ -290,17 +293,26 @@ def _protocol_title(entry: CamResult | StageResult) -> str:
 
 def variant_title(cam: CamResult, pooling: str = "max") -> str:
     """What a CAM variant is called in figures."""
-    if cam.method == "seam":
-        title = "SEAM"
-    elif cam.method == "average":
-        title = "average pooling"
-    elif cam.weight == 0:
-        title = f"{pooling} pooling (λ = 0)"
-    elif cam.weight == 1:
-        title = "sampling (λ = 1)"
-    else:
-        title = f"λ = {cam.weight:g}"
-    return f"{title} + FSL" if cam.fsl else title
+    if cam.method == "sampling":
+        return lambda_title(cam.weight or 0.0, cam.fsl, pooling)
+    return ("SEAM" if cam.method == "seam" else "average pooling") + " + FSL" * cam.fsl
+
+
+def lambda_title(weight: float, fsl: bool, pooling: str = "max") -> str:
+    """What CAMs trained with a lambda are called in figures.
+
+    Example:
+        >>> lambda_title(1.0, True), lambda_title(0.8, False)
+        ('sampling (λ = 1) + FSL', 'λ = 0.8')
+    """
+    named = {0.0: f"{pooling} pooling (λ = 0)", 1.0: "sampling (λ = 1)"}
+    return named.get(weight, f"λ = {weight:g}") + " + FSL" * fsl
+
+
+def our_lambda(run: Run) -> float:
+    """Lambda of the CAMs that our later stages start from; 1, the paper's, if the run has none."""
+    variant = run.final_variant("ours")
+    return next((cam.weight for cam in run.cams() if cam.variant == variant and cam.weight is not None), 1.0)
 
 
 def mean_and_spread(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -322,6 +334,21 @@ def seeds_text(counts: Iterable[int]) -> str:
     if len(numbers) > 1:
         return f"{numbers[0]} to {numbers[-1]} seeds"
     return f"{numbers[0]} seed" if numbers == [1] else f"{numbers[0] if numbers else 0} seeds"
+
+
+def seeds_of(counts: Mapping[str, int]) -> str:
+    """How many seeds each series has: that of most of them, then the exceptions.
+
+    Example:
+        >>> seeds_of({"CAMs": 3, "SEAM": 3, "DeepLab": 1})
+        '3 seeds (DeepLab: 1 seed)'
+    """
+    ranked = sorted(set(counts.values()), key=lambda n: (list(counts.values()).count(n), n), reverse=True)
+    few = [
+        f"{'; '.join(name for name in counts if counts[name] == number)}: {seeds_text([number])}"
+        for number in ranked[1:]
+    ]
+    return seeds_text(ranked[:1]) + (f" ({'; '.join(few)})" if few else "")
 
 
 def letter(axes: Axes, index: int, title: str) -> None:

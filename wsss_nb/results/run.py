@@ -25,7 +25,17 @@ from wsss_nb.results.schema import CamResult, Results, StageResult
 if TYPE_CHECKING:
     from wsss_nb.data import VOCFolder
 
-__all__ = ["RESULTS", "RUN", "SYNTHETIC_NOTE", "NotInRun", "Run", "find_run", "load_run", "read_results"]
+__all__ = [
+    "RESULTS",
+    "RUN",
+    "SYNTHETIC_NOTE",
+    "NotHere",
+    "NotInRun",
+    "Run",
+    "find_run",
+    "load_run",
+    "read_results",
+]
 
 RESULTS = "results.json"
 RUN = "run.json"
@@ -38,6 +48,10 @@ class NotInRun(InputError):  # noqa: N818 - it reads as what it says
     """What a figure or table needs was not run, or not copied along; the others can still be drawn."""
 
 
+class NotHere(NotInRun):
+    """It was run, but a file of it or the data set is not on this machine."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder with its results, and readers for the pictures behind the scores.
@@ -46,11 +60,13 @@ class Run:
         folder: the run folder.
         results: its ``results.json``.
         data_root: the data set's folder if it is not where the run recorded it; empty otherwise.
+        results_hash: SHA-256 of the ``results.json`` that was read.
     """
 
     folder: Path
     results: Results
     data_root: str = ""
+    results_hash: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,12 +80,20 @@ class Run:
 
     @property
     def note(self) -> str:
-        """What every figure and table of this run says about its data, empty for VOC 2012 val itself."""
+        """What every figure and table of this run says about its data, empty for VOC 2012 val itself.
+
+        Another split of VOC 2012, or a part of val, is VOC by its folder's name, and says what it is instead.
+        """
         if self.synthetic:
             return SYNTHETIC_NOTE
-        if len(self.classes) == _VOC_CLASSES and self.results.data.val == _VOC_VAL:
+        images = self.results.data.val
+        if len(self.classes) == _VOC_CLASSES and images == _VOC_VAL:
             return ""
         name = PurePosixPath(self.results.data.root.replace("\\", "/")).name or "own data set"
+        if len(self.classes) == _VOC_CLASSES and name == "VOC2012":
+            split = self._split()
+            part = "" if images is None else f", {images} of {_VOC_VAL} images"
+            return f"VOC 2012 {split}{part if split == 'val' else ', not val'}"
         return f"{name}, not VOC 2012"
 
     @property
@@ -124,7 +148,8 @@ class Run:
     def final_variant(self, method: Method = "ours") -> str | None:
         """The CAM variant the later stages were built on.
 
-        If there were none: SEAM for "seam", the largest lambda (with FSL if it was run) for "ours".
+        If there were none: SEAM for "seam"; for "ours" the profile's ``refined_lambda`` with FSL, or the largest
+        lambda (with FSL if it was run) where that was not run either.
         """
         order = {"cam": 0, "affinitynet": 1, "deeplab": 2}
         stages = [entry for entry in self.results.stages if entry.method == method]
@@ -132,7 +157,13 @@ class Run:
             return max(stages, key=lambda entry: order[entry.stage]).variant
         kind = "sampling" if method == "ours" else "seam"
         cams = [cam for cam in self.results.cam if cam.method == kind]
-        return max(cams, key=lambda cam: (cam.weight or 0.0, cam.fsl)).variant if cams else None
+        refined = self.results.profile.get("refined_lambda")
+        best = max(
+            cams,
+            key=lambda cam: (cam.fsl and cam.weight == refined, cam.weight or 0.0, cam.fsl),
+            default=None,
+        )
+        return best.variant if best else None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -228,7 +259,7 @@ class Run:
         """Predicted label map (H, W) uint8 of a val image.
 
         Raises:
-            NotInRun: the run folder does not hold it.
+            NotHere: the run folder does not hold it.
             InputError: the file is broken, or holds a class id outside the class list.
         """
         path = self._file(entry, f"{name}.png")
@@ -245,7 +276,7 @@ class Run:
         """Foreground activations of a val image: class ids (n,) and maps (n, H, W) in 0..1.
 
         Raises:
-            NotInRun: the run folder does not hold them.
+            NotHere: the run folder does not hold them.
             InputError: the file is broken.
         """
         path = self._file(entry, f"{name}.npz")
@@ -268,7 +299,7 @@ class Run:
         """The val split's images and masks.
 
         Raises:
-            NotInRun: the folder the run recorded is not on this machine.
+            NotHere: the folder the run recorded is not on this machine.
             InputError: ``data_root`` was given and is no data set, or the folder has other classes.
         """
         from wsss_nb.data import VOCFolder  # here, because plots and tables do without it
@@ -299,7 +330,7 @@ class Run:
         place = self.folder / recorded  # an absolute path stays itself when joined
         if recorded and (place / "JPEGImages").is_dir():
             return place
-        raise NotInRun(
+        raise NotHere(
             f"data_root: expected the run's data set, got nothing at {recorded or '(no place recorded)'}; "
             "give its folder on this machine to see pictures (plots and tables do without)"
         )
@@ -307,7 +338,7 @@ class Run:
     def _file(self, entry: CamResult | StageResult, name: str) -> Path:
         path = self.folder / entry.folder / "val" / name
         if not path.is_file():
-            raise NotInRun(f"{path}: expected a file of the run, got none; was the whole run folder copied?")
+            raise NotHere(f"{path}: expected a file of the run, got none; was the whole run folder copied?")
         return path
 
 
@@ -379,4 +410,5 @@ def load_run(folder: str | os.PathLike[str], data_root: str = "") -> Run:
         'synthetic data, not VOC'
     """
     folder = Path(folder)
-    return Run(folder, read_results(folder / RESULTS)[1], data_root)
+    _, results = read_results(folder / RESULTS)
+    return Run(folder, results, data_root, sha256_file(folder / RESULTS))

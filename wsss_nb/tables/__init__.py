@@ -16,7 +16,7 @@ from typing import Any
 
 from wsss_nb.errors import InputError
 from wsss_nb.figures.store import remove_files, write_set
-from wsss_nb.results import Run
+from wsss_nb.results import NotInRun, Run
 from wsss_nb.tables.content import table_1, table_2, table_cost, table_sweep
 from wsss_nb.tables.layout import Column, Table
 
@@ -69,7 +69,7 @@ def save_table(table: Table, folder: str | Path, manifest: Mapping[str, Any]) ->
 
 
 def make_table(name: str, run: Run, folder: str | Path, manifest: Mapping[str, Any]) -> Table:
-    """Make a table of the registry and save it; files of an earlier one are removed first.
+    """Make a table of the registry and save it; an earlier one is removed where the run no longer backs it.
 
     Raises:
         NotInRun: the run does not hold what the table shows.
@@ -77,7 +77,10 @@ def make_table(name: str, run: Run, folder: str | Path, manifest: Mapping[str, A
     """
     if name not in TABLES:
         raise InputError(f"table: expected one of {', '.join(TABLES)}, got {name!r}")
-    remove_files(Path(folder) / f"{name}.{suffix}" for suffix in _SUFFIXES)
-    table = TABLES[name](run)
-    save_table(table, folder, manifest)
+    try:
+        table = TABLES[name](run)
+    except NotInRun:
+        remove_files(Path(folder) / f"{name}.{suffix}" for suffix in _SUFFIXES)
+        raise
+    save_table(table, folder, {**manifest, "results_hash": run.results_hash})
     return table

@@ -191,7 +191,7 @@ def table_cost(run: Run) -> Table:
             Column("step", "Step", "text"),
             Column("seconds", "seconds"),
             Column("seconds_sd", "s.d."),
-            Column("peak_memory_mb", "peak memory [MB]", "count"),
+            Column("peak_memory_mb", "peak memory [MB]", "whole"),
             Column("runs", "runs", "count"),
         ),
         (scalar(arrays, "protocol"),) if scalar(arrays, "protocol") else (),

@@ -15,10 +15,18 @@ from pandas.io.formats.style import Styler
 
 __all__ = ["Column", "Table"]
 
-Kind = Literal["text", "number", "signed", "count", "share"]
+Kind = Literal[
+    "text", "number", "signed", "count", "whole", "share"
+]  # a count is whole, "whole" is only shown so
 _FIELDS = ("key", "header", "kind", "group")  # of a column
 _MINUS = "\N{MINUS SIGN}"
-_FORMATS: dict[Kind, str] = {"number": "{:.1f}", "signed": "{:+.1f}", "count": "{:.0f}", "share": "{:.2f}"}
+_FORMATS: dict[Kind, str] = {
+    "number": "{:.1f}",
+    "signed": "{:+.1f}",
+    "count": "{:.0f}",
+    "whole": "{:.0f}",
+    "share": "{:.2f}",
+}
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,10 @@ class Table:
         ]
 
     def to_csv(self) -> str:
-        """Comma-separated values with four decimals; the same table gives the same bytes."""
-        frame = self.frame[[column.key for column in self.columns]].copy()
+        """Comma-separated values with four decimals, counts with none; the same table gives the same bytes."""
+        frame = self.frame[[column.key for column in self.columns]].astype(
+            {column.key: "Int64" for column in self.columns if column.kind == "count"}
+        )
         if self.note:
             frame["run_data"] = self.note
         return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
