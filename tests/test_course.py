@@ -28,6 +28,8 @@ def test_students_get_the_stubs_and_the_teacher_the_solutions(tmp_path, capsys):
         assert [cell.source for cell in _cells(teacher, "solution")] == solutions and len(solutions) >= 3
         text = student.read_text(encoding="utf-8")
         assert not _cells(student, "solution") and "The solution is" not in text
+        (about,) = [cell.source for cell in _cells(teacher) if "The solution is" in cell.source]
+        assert "The solution is in the cell below the stub." in about and "collapsed" not in about
         for solution in solutions:
             body = max(solution.splitlines()[1:-1], key=len).strip()
             assert body not in {

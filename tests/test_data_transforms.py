@@ -91,6 +91,19 @@ def test_to_tensor_by_hand() -> None:
         to_tensor(np.zeros((2, 3, 3)))
 
 
+def test_to_tensor_takes_read_only_and_reversed_images_without_a_warning() -> None:
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    image.setflags(write=False)
+    torch.set_warn_always(True)  # not once in a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plain, flipped = to_tensor(image), to_tensor(image[:, ::-1])
+    finally:
+        torch.set_warn_always(False)
+    assert torch.equal(plain, flipped.flip(-1)) and plain[2, 1, 3] == pytest.approx(23 / 255)
+
+
 @pytest.mark.parametrize("long_side", [100, 250, 400, 700])
 def test_resizing_is_pillows_bicubic(long_side: int) -> None:
     photo = _photo()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import base64
+import html
 import importlib.util
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -15,6 +19,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from wsss_nb import checks
 
@@ -34,6 +39,32 @@ def _code(notebook):
 
 def _tagged(notebook, tag):
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def _pictures(cell):
+    """Kind, bytes and description of every picture a cell left behind."""
+    return [
+        (kind, base64.b64decode(data), output.get("metadata", {}).get(kind, {}).get("alt", ""))
+        for output in cell.outputs
+        for kind, data in output.get("data", {}).items()
+        if kind.startswith("image/")
+    ]
+
+
+def _explorers(notebook):
+    """Place among the code cells of every explorer, its picture, and the words below it, as stored."""
+    stored = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    models, found = stored.get("state", {}), []
+    for place, cell in enumerate(_code(notebook)):
+        for output in cell.outputs:
+            view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json")
+            if view is not None:
+                children = models[view["model_id"]]["state"]["children"]
+                _, picture, words = (models[child.removeprefix("IPY_MODEL_")] for child in children)
+                (buffer,) = picture["buffers"]
+                text = re.fullmatch(r"<div[^>]*>(.*)</div>", words["state"]["value"], re.DOTALL)
+                found.append((place, base64.b64decode(buffer["data"]), html.unescape(text[1])))
+    return found
 
 
 def test_the_series_is_complete():
@@ -125,32 +156,37 @@ class TestInstall:
             self._run(path, monkeypatch, colab=True)
 
 
+@pytest.mark.parametrize("path", [*LESSONS, NOTEBOOKS[4]], ids=lambda path: path.stem)
+def test_every_explorer_is_followed_by_the_same_picture_as_a_plain_function_call(path):
+    """For headless runs and readers without a kernel; what the explorer begins with is in the stored widget state."""
+    notebook = _read(path)
+    cells, explorers = _code(notebook), _explorers(notebook)
+    assert [place for place, *_ in explorers] == [
+        place for place, cell in enumerate(cells) if "Explorer(" in cell.source
+    ]
+    assert explorers
+    for place, shown, words in explorers:
+        static = cells[place + 1]
+        assert "render_" in static.source
+        ((_, picture, alt),) = _pictures(static)
+        assert alt == words
+        pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float) for data in (shown, picture)]
+        assert pixels[0].shape == pixels[1].shape
+        assert abs(pixels[0] - pixels[1]).mean() < 2, "alike but for JPEG"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:6], ids=lambda path: path.stem)
+def test_pictures_and_charts_are_described(path):
+    """Also matplotlib's: a figure that is left to the inline backend has no description."""
+    described = [alt for cell in _code(_read(path)) for _, _, alt in _pictures(cell)]
+    assert described and all(len(alt.split()) >= 4 for alt in described), described
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 class TestLessons:
-    def test_every_widget_has_a_static_picture_after_it(self, path):
-        cells = _code(_read(path))
-        places = [i for i, cell in enumerate(cells) if "Explorer(" in cell.source]
-        assert places
-        for place in places:
-            static = cells[place + 1]
-            assert (
-                static.source.strip().splitlines()[-1].startswith(("widgets.render_", ")"))
-                or "render_" in static.source
-            )
-            kinds = {kind for o in static.outputs for kind in o.get("data", {})}
-            assert kinds & {"image/png", "image/jpeg"}
-
-    def test_pictures_are_described(self, path):
-        """Every picture of the library carries a description; matplotlib's charts have titles instead."""
-        for cell in _code(_read(path)):
-            for output in cell.outputs:
-                for kind in ("image/png", "image/jpeg"):
-                    if kind in output.get("data", {}) and "<Figure" not in output.data.get("text/plain", ""):
-                        assert len(output.metadata[kind]["alt"]) > 10
-
     def test_marked_cells_print_plain_answers(self, path):
         marked = [cell for cell in _code(_read(path)) if "NBVAL_CHECK_OUTPUT" in cell.source]
-        assert len(marked) >= 3
+        assert len(marked) >= 4
         for cell in marked:
             (output,) = cell.outputs
             assert output.output_type == "stream" and "False" not in output.text
@@ -159,6 +195,64 @@ class TestLessons:
         """So that a reader without a kernel sees the explorer."""
         state = _read(path).metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
         assert any(model["model_name"] == "ImageModel" for model in state.values())
+
+
+# Cells that train or descend, and whose results the text reads off.
+@pytest.mark.parametrize(
+    ("number", "training", "marked"),
+    [
+        ("01", "ca42b0d8", "01-table-score"),
+        ("02", "657b5a68", "02-begun-score"),
+        ("02", "d6df892c", "02-sweep-score"),
+        ("02", "25c3945f", "02-growth-score"),
+        ("03", "7a2e2728", "03-descent-score"),
+        ("03", "924ee69a", "03-fails-score"),
+        ("03", "42e0bb5f", "03-away-score"),
+    ],
+)
+def test_every_training_of_a_lesson_is_followed_by_a_marked_cell_with_its_results(number, training, marked):
+    (path,) = FOLDER.glob(f"{number}_*.ipynb")
+    cells = _read(path).cells
+    places = {cell.id: place for place, cell in enumerate(cells)}
+    assert 0 < places[marked] - places[training] <= 5
+    source = cells[places[marked]].source
+    assert "NBVAL_CHECK_OUTPUT" in source and len(re.findall(r"[<>]", source)) >= 2, "holds numbers to bounds"
+
+
+def _table(path, identifier):
+    """Rows of numbers of a printed table, by their first word; NaN where a name stands."""
+    (cell,) = [cell for cell in _read(path).cells if cell.id == identifier]
+    (text,) = [o.data["text/plain"] for o in cell.outputs if "text/plain" in o.get("data", {})]
+    rows = {}
+    for line in text.splitlines():
+        name, *numbers = line.split()
+        if re.fullmatch(r"[-\d. ]+", " ".join(numbers)):
+            rows[name] = [float(number) for number in numbers]
+    return rows
+
+
+def test_what_04_says_of_the_sweep_is_in_its_table():
+    """Sections 4 and 5, profile quick: mIoU and contour F come first, then seconds, head, body and background."""
+    rows = _table(NOTEBOOKS[3], "55b7fa1c")
+    for score in (0, 1):
+        with_loss = [rows[f"lambda{w:g}_fsl"][score] for w in (0, 0.25, 0.5, 0.75, 1)]
+        assert with_loss == sorted(with_loss), "both scores rise with lambda from end to end"
+    miou, contour = ([rows[f"lambda{w:g}"][score] for w in (0, 0.25, 0.5, 0.75, 1)] for score in (0, 1))
+    assert max(miou) == miou[2] > miou[4] + 2 and miou[1] - miou[0] > 0.9 * (miou[2] - miou[0])
+    assert max(contour) == contour[0] > contour[4] + 3
+    (_, _, _, head, body, _), (_, _, _, _, filled, floods) = rows["lambda0"], rows["lambda1"]
+    assert head > 5 * body and body < 0.05 and filled > 0.7 and floods < 0.7
+    assert rows["lambda1_fsl"][5] > 0.9 > rows["lambda1"][5] + 0.2, "the block shrinks to the outline"
+
+
+def test_what_05_and_06_say_of_the_scores_is_in_their_tables():
+    walked = _table(NOTEBOOKS[4], "e2e72fbd")
+    stages = _table(NOTEBOOKS[5], "2e8c699d")  # mIoU of ours and seam, contour F of ours and seam
+    first, second, third = (stages[stage] for stage in ("cam", "affinitynet", "deeplab"))
+    assert walked["mIoU"] == pytest.approx(second[:2], abs=0.06)
+    assert second[2] > first[2] and second[3] > first[3], "the walk sharpens contours"
+    assert second[1] < first[1], "it can make maps that are wrong in the large worse"
+    assert third[0] - second[0] > second[0] - first[0] and third[0] > third[1], "the last stage gains most"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[:6], ids=lambda path: path.stem)

@@ -89,6 +89,29 @@ def test_explorer_updates_one_picture_in_place(example):
     assert explorer.picture is picture and "IoU" not in explorer.words.value
 
 
+def test_explorer_begins_with_the_settings_given(example):
+    """Its first picture is the plain function's, and so is the one with the CRF, widths without a slider included."""
+    crf = CRFConfig(iterations=2, bilateral_sxy=20, bilateral_srgb=9, gaussian_sxy=12, gaussian_compat=20)
+    settings = {"alpha": 4.0, "beta": 12.0, "log_t": 2}
+    explorer = widgets.WalkExplorer([example], **settings, crf=crf)
+    plain = widgets.render_walk(example, **settings)
+    assert explorer.picture.value == plain.png() and plain.alt in explorer.words.value
+    assert "4 steps of the random walk with alpha 4 and beta 12" in plain.alt
+    explorer.crf.value = True
+    refined = widgets.render_walk(example, **settings, crf=crf)
+    assert explorer.picture.value == refined.png() and refined.alt in explorer.words.value
+    assert "after a dense CRF (20 pixels, 9 grey levels, 2 rounds)" in refined.alt
+    narrow = widgets.render_walk(example, **settings, crf=dataclasses.replace(crf, gaussian_sxy=3))
+    assert narrow.png() != refined.png()
+
+
+def test_settings_outside_a_slider_widen_it(example):
+    explorer = widgets.WalkExplorer([example], alpha=20, beta=0.5, log_t=11, crf=CRFConfig(bilateral_srgb=70))
+    assert (explorer.alpha.value, explorer.alpha.max) == (20, 20)
+    assert (explorer.beta.value, explorer.beta.min) == (0.5, 0.5)
+    assert (explorer.log_t.value, explorer.color.value) == (11, 70)
+
+
 def test_the_crf_waits_until_a_slider_is_let_go(example):
     explorer = widgets.WalkExplorer([example])
     assert explorer.beta.continuous_update and explorer.color.disabled

@@ -18,6 +18,7 @@ LESSONS = ("01", "02", "03", "04", "05", "06")
 
 _NO_SOURCE = 'source = ""  # @param'  # of the install cell, as it stands in the repository
 _ABOUT_SOLUTIONS = re.compile(r"\s*The solution is in the collapsed cell[^.]*\.")
+_SHOWN_SOLUTIONS = " The solution is in the cell below the stub."
 
 
 def make_course(notebooks: Path, out: Path, source: str = "") -> list[Path]:
@@ -84,6 +85,6 @@ def _copy(content: Any, solutions: bool, source: str) -> Any:
             cell.metadata.pop("jupyter", None)
             if "install" in cell.metadata.get("tags", []):
                 cell.source = cell.source.replace(_NO_SOURCE, f"source = {json.dumps(source)}  # @param")
-        elif not solutions:
-            cell.source = _ABOUT_SOLUTIONS.sub("", cell.source)
+        else:
+            cell.source = _ABOUT_SOLUTIONS.sub(_SHOWN_SOLUTIONS if solutions else "", cell.source)
     return copy

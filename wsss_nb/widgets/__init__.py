@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 from wsss_nb.widgets.canvas import Canvas, Picture
+from wsss_nb.widgets.chart import chart
 from wsss_nb.widgets.compute import (
     Descent,
     activation,
@@ -69,6 +70,7 @@ __all__ = [
     "WalkExplorer",
     "activation",
     "boundary",
+    "chart",
     "class_logits",
     "class_name",
     "color_labels",

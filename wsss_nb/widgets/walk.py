@@ -27,6 +27,8 @@ from wsss_nb.widgets.render import Panel, render_panels
 
 __all__ = ["WalkExample", "WalkExplorer", "imitated_walk", "render_walk"]
 
+_CRF = CRFConfig(iterations=5)  # half the rounds of the default, to play with
+
 
 @dataclass(frozen=True, eq=False)
 class WalkExample:
@@ -119,9 +121,15 @@ def render_walk(
                 title, _outlined(color_labels(labels), example.mask, INK), note=notes[key] or "no mask known"
             )
         )
+    refined = ""
+    if crf is not None:
+        refined = (
+            f", the latter after a dense CRF ({crf.bilateral_sxy:g} pixels, {crf.bilateral_srgb:g} grey levels, "
+            f"{crf.iterations} rounds)"
+        )
     alt = (
         f"{example.title}: image, foreground share of the CAM, the same after {steps} {word} of the random walk with "
-        f"beta {beta:g}, and the label maps before and after{' a dense CRF' if crf else ''}. "
+        f"alpha {alpha:g} and beta {beta:g}, and the label maps of the CAM and of the walk{refined}. "
         + (
             f"Before: {notes['_before']}; after: {notes['']}.".replace("   ", ", ")
             if example.mask is not None
@@ -153,6 +161,11 @@ def _scores(
     )
 
 
+def _slider_around(value: float, low: float, high: float, step: float, text: str, fluent: bool = True) -> Any:
+    """A slider whose range is widened where the value to begin with lies outside."""
+    return slider(value, min(low, value), max(high, value), step, text, fluent)
+
+
 class WalkExplorer(Explorer):
     """Random walk and CRF on given CAMs and affinities.
 
@@ -160,18 +173,31 @@ class WalkExplorer(Explorer):
 
     Args:
         examples: what to walk on; an imitated one if none.
+        alpha: exponent of the background to begin with.
+        beta: exponent of the affinities to begin with.
+        log_t: 2^log_t steps to begin with.
+        crf: parameters of the CRF to begin with; it stays off until it is ticked.
     """
 
-    def __init__(self, examples: Sequence[WalkExample] = ()) -> None:
+    def __init__(
+        self,
+        examples: Sequence[WalkExample] = (),
+        *,
+        alpha: float = 6.0,
+        beta: float = 8.0,
+        log_t: int = 6,
+        crf: CRFConfig = _CRF,
+    ) -> None:
         self.examples = list(examples) or [imitated_walk()]
         self.example = menu([(one.title, place) for place, one in enumerate(self.examples)], "image")
-        self.alpha = slider(6.0, 1, 16, 0.5, "α (background)")
-        self.beta = slider(8.0, 1, 16, 0.5, "β (affinities)")
-        self.log_t = slider(6, 0, 10, 1, "log₂ of the steps")
+        self.alpha = _slider_around(float(alpha), 1, 16, 0.5, "α (background)")
+        self.beta = _slider_around(float(beta), 1, 16, 0.5, "β (affinities)")
+        self.log_t = _slider_around(log_t, 0, 10, 1, "log₂ of the steps")
         self.crf = ipywidgets.Checkbox(value=False, description="dense CRF afterwards (slow)", indent=False)
-        self.position = slider(80.0, 1, 160, 1, "CRF: pixels", fluent=False)
-        self.color = slider(13.0, 1, 60, 1, "CRF: colours", fluent=False)
-        self.iterations = slider(5, 1, 10, 1, "CRF: rounds", fluent=False)
+        self.crf_settings = crf
+        self.position = _slider_around(float(crf.bilateral_sxy), 1, 160, 1, "CRF: pixels", fluent=False)
+        self.color = _slider_around(float(crf.bilateral_srgb), 1, 60, 1, "CRF: colours", fluent=False)
+        self.iterations = _slider_around(crf.iterations, 1, 10, 1, "CRF: rounds", fluent=False)
         controls = [
             self.example, self.alpha, self.beta, self.log_t, self.crf, self.position, self.color, self.iterations,
         ]  # fmt: skip
@@ -191,7 +217,8 @@ class WalkExplorer(Explorer):
         crf = None
         if self.crf.value:
             self.say("dense CRF …")
-            crf = CRFConfig(
+            crf = replace(
+                self.crf_settings,
                 iterations=self.iterations.value,
                 bilateral_sxy=self.position.value,
                 bilateral_srgb=self.color.value,
