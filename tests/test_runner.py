@@ -70,7 +70,13 @@ SCORES = {
 
 def results_of(rows: int) -> str:
     """A results.json of so many trainings, which differ in their seeds."""
-    row = {"variant": "average", "method": "average", "lambda": None, "fsl": False, "folder": "cam/average/seed0"}
+    row = {
+        "variant": "average",
+        "method": "average",
+        "lambda": None,
+        "fsl": False,
+        "folder": "cam/average/seed0",
+    }
     cam = [{**row, "seed": seed, "scores": SCORES} for seed in range(rows)]
     head = {"schema": 1, "run": "run", "profile": {}, "synthetic": True, "classes": ["background", "fish"]}
     return json.dumps({**head, "cam": cam, "stages": []})
