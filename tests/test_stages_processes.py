@@ -19,6 +19,7 @@ from wsss_nb.data import make_synthetic
 from wsss_nb.errors import InputError
 from wsss_nb.files import read_json
 from wsss_nb.stages import processes as module
+from wsss_nb.stages.affinitynet import confident_labels
 from wsss_nb.stages.processes import Processes, launched, processes
 
 # All parts of the paper's objective with their dropout and draws, and batches of 3 that two processes share unevenly.
@@ -27,21 +28,13 @@ SETTINGS = [
     "--cam.views.sizes", "[[48,48]]", "--cam.dropout", "0.5", "--cam.learn_similarity", "true", "--cam.accumulate", "1",
     "--threads", "1", "--inference.scales", "1",
 ]  # fmt: skip
-# Stage 2 on fresh augmentations: its means over pairs need the numbers of all processes, whose crops differ.
+# Stage 2 on fresh augmentations: its means are over pairs, of which every crop has other numbers.
 SECOND = [
     "--affinitynet.epochs", "2", "--affinitynet.batch_size", "3", "--affinitynet.views.cached", "false",
-    "--affinitynet.views.crop", "40", "--affinitynet.views.long_side", "null", "--affinitynet.crf.iterations", "1",
+    "--affinitynet.views.crop", "40", "--affinitynet.views.long_side", "null", "--affinitynet.crf.iterations", "0",
+    "--affinitynet.alpha_amplified", "20", "--affinitynet.alpha_weakened", "60",
     "--affinitynet.optimizer.learning_rate", "0.05", "--workers", "1",
 ]  # fmt: skip
-# What `accelerate config` may have left in a user's home; the profile says float32 and no compiling.
-CONFIGURATION = """
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-num_machines: 1
-num_processes: 1
-mixed_precision: bf16
-dynamo_config: {dynamo_backend: INDUCTOR}
-"""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -65,12 +58,10 @@ ACCELERATE = [
 ]
 
 
-def command(
-    words: list[str], launcher: Sequence[str] = (), **variables: str
-) -> subprocess.CompletedProcess[str]:
+def command(words: list[str], launcher: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m", *launcher, "wsss_nb.cli", "train"]
     answer = subprocess.run(
-        [*start, *words, *SETTINGS], env=environment(**variables), capture_output=True, text=True
+        [*start, *words, *SETTINGS], env=environment(HF_HOME=os.devnull), capture_output=True, text=True
     )
     assert answer.returncode == 0, answer.stderr
     return answer
@@ -90,13 +81,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def second(pair: Pair) -> Pair:
     """Stage 2 on the same CAM network by one process and by two of ``accelerate launch``."""
     base = pair[0].parent
-    home = base / "home"
-    (home / "accelerate").mkdir(parents=True)
-    (home / "accelerate/default_config.yaml").write_text(CONFIGURATION)
     one, two = (shutil.copytree(pair[0], base / f"second{count}") for count in (1, 2))
     words = ["affinitynet", "--data", str(base / "fish"), *SECOND, "--out"]
     command([*words, str(one)])
-    return one, two, command([*words, str(two)], ACCELERATE, HF_HOME=str(home))
+    return one, two, command([*words, str(two)], ACCELERATE)
 
 
 def checkpoint(out: Path, stage: str = "cam/lambda1_fsl") -> dict[str, Any]:
@@ -122,7 +110,11 @@ def test_the_loss_curve_is_that_of_one_process(pair: Pair) -> None:
 
 
 def test_the_loss_curve_of_stage_2_is_that_of_one_process(second: Pair) -> None:
-    """Augmented views, pairs counted over both processes, a configuration of Accelerate that says otherwise."""
+    """Augmented views, and the numbers of pairs added up over both processes."""
+    maps = sorted((second[0] / "affinitynet/ours/seed0/crf").glob("*.npz"))
+    labels = [confident_labels(path, (12, 12)) for path in maps]
+    assert len({int((found == 0).sum()) for found in labels}) > 3, "one image has far more pairs than another"
+    assert sum(int(((found > 0) & (found < 255)).sum()) for found in labels) > 20
     one, two = (checkpoint(out, "affinitynet/ours") for out in second[:2])
     losses = [row["affinity"] for row in one["history"]]
     assert losses[0] > 0.1 and losses[0] != losses[1]
@@ -162,6 +154,15 @@ def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> Non
     code = "import sys; from wsss_nb.stages.processes import processes; processes(); print('accelerate' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert answer.stdout == "False\n"
+
+
+def test_no_precision_and_no_compiling_from_accelerates_configuration() -> None:
+    """Both are settings of the profile; `accelerate launch` hands over what `accelerate config` once wrote."""
+    code = "from wsss_nb.stages.processes import _Launched; a = _Launched()._accelerator; "
+    code += "print(a.mixed_precision, a.state.dynamo_plugin.backend.value)"
+    configured = environment(ACCELERATE_MIXED_PRECISION="bf16", ACCELERATE_DYNAMO_BACKEND="INDUCTOR")
+    answer = subprocess.run([sys.executable, "-c", code], env=configured, capture_output=True, text=True)
+    assert answer.stdout == "no NO\n", answer.stderr
 
 
 def test_several_processes_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
