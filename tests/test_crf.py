@@ -113,6 +113,10 @@ def test_layout_and_dtype_of_the_arrays_do_not_matter():
     last = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).transpose(2, 0, 1)
     for other in (last, probabilities.astype(np.float64), np.asfortranarray(probabilities)):
         np.testing.assert_array_equal(dense_crf(image, other, iterations=3), expected)
+    fixed = image.copy(), probabilities.copy()
+    for array in fixed:
+        array.flags.writeable = False  # as np.asarray of a picture of Pillow is
+    np.testing.assert_array_equal(dense_crf(*fixed, iterations=3), expected)
     half = dense_crf(image, probabilities.astype(np.float16), iterations=3)
     np.testing.assert_allclose(half, expected, atol=0.02)
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from wsss_nb._pairwise import fused_kernels, pairwise_form
+from wsss_nb.benchmarks.crf import smooth_scores
 from wsss_nb.benchmarks.measure import interleaved
 from wsss_nb.benchmarks.references import all_pairs_loss
 from wsss_nb.benchmarks.rows import REACH, SIGMA, _maps, pixels_times_window
@@ -178,10 +179,7 @@ def crf_scene(height: int, width: int, labels: int) -> tuple[np.ndarray, np.ndar
     from skimage import data, transform
 
     photograph = transform.resize(data.astronaut(), (height, width), anti_aliasing=True, preserve_range=True)
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(1, labels, height // 25 + 2, width // 25 + 2, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
-    return photograph.round().astype(np.uint8), (2 * smooth).softmax(0).numpy()
+    return photograph.round().astype(np.uint8), smooth_scores(labels, height, width)
 
 
 def crf_title(scores: np.ndarray) -> str:
