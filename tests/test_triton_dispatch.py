@@ -17,12 +17,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from test_crf import oracle as oracle_crf
 from test_crf import scene
 from test_similarity import assert_equal, example, oracle, ours
 
 import wsss_nb
 from wsss_nb._pairwise import Variant, fused_kernels
 from wsss_nb.benchmarks import gpu
+from wsss_nb.benchmarks.references import all_pairs_crf
 from wsss_nb.cli import _parser
 from wsss_nb.cli.experiment import _profile
 from wsss_nb.crf import CRFConfig, dense_crf_torch
@@ -260,8 +262,83 @@ def test_without_a_gpu_the_benchmark_says_so_and_ends_with_2(monkeypatch, capsys
 
 def test_operations_are_counted():
     """K 21, RGB: delta 5, f 8, w 7, M 1, its product with 23 columns 46; g the same again, two sums 8."""
-    assert gpu.operations_per_pair(21) == 67
-    assert gpu.operations_per_pair(21, learned=True) == 121
+    assert gpu.operations_per_pair(21) == gpu.Operations(products=46, others=21)
+    assert gpu.operations_per_pair(21, learned=True) == (92, 29)
+
+
+def test_shares_of_both_limits_by_hand():
+    """30 GFLOP thrice at 300 GFLOP/s take 0.3 s, 20 others at 100 take 0.2 s: of 0.5 s 60 and 40 %."""
+    limits = gpu.Limits(tf32=300e9, float32=100e9)
+    shares = limits.shares(gpu.Operations(products=3 * 10**9, others=2 * 10**9).times(10), seconds=0.5)
+    assert shares.pop("operations") == {"products": 30 * 10**9, "others": 20 * 10**9}
+    expected = {"share_of_tf32_limit": 0.6, "share_of_float32_limit": 0.4, "share_of_limit": 0.6}
+    assert shares == pytest.approx(expected)
+
+
+def test_the_reference_of_the_crf_is_the_float64_oracle():
+    for classes, config in ((2, CRFConfig()), (4, CRFConfig(3, 4, 5, 6, 0.5, 2))):
+        image, probabilities = scene(1, classes)
+        expected = oracle_crf(image, probabilities, config)
+        np.testing.assert_allclose(
+            all_pairs_crf(image, probabilities, config), expected, rtol=1e-9, atol=1e-12
+        )
+
+
+def crf_of_a_wrong_kernel(axes: int) -> float:
+    """In the interpreting process: the CRF's error where one of the kernels is a hundredth too narrow."""
+    kernels = fused_kernels(CPU)
+    original = kernels.GaussianSum
+
+    def wrong(features: torch.Tensor) -> Any:
+        return original(1.01 * features if features.shape[-1] == axes else features)
+
+    with mock.patch.object(kernels, "GaussianSum", wrong):
+        return gpu.marginal_error(gpu.crf_scene(14, 18, 3), CPU)
+
+
+def test_a_wrong_kernel_shows_in_the_marginals(interpreter):
+    position, bilateral, right = (
+        interpreter.submit(crf_of_a_wrong_kernel, axes).result() for axes in (2, 5, 0)
+    )
+    assert right < 2e-5 and min(position, bilateral) > 5e-3
+
+
+def test_the_middle_of_a_scene_is_compared(monkeypatch):
+    seen = []
+
+    def reference(image, scores, config, device):
+        seen.append((image, scores))
+        return scores + 0.25
+
+    monkeypatch.setattr(gpu, "dense_crf_torch", lambda image, scores, config, device: scores)
+    monkeypatch.setattr(gpu, "all_pairs_crf", reference)
+    image, scores = scene(0, 3, 70, 101)
+    assert gpu.marginal_error((image, scores), CPU) == pytest.approx(0.25)
+    np.testing.assert_array_equal(seen[0][0], image[5:65, 10:90])
+    np.testing.assert_array_equal(seen[0][1], scores[:, 5:65, 10:90])
+    gpu.marginal_error((image[:9, :8], scores[:, :9, :8]), CPU)
+    assert seen[1][0].shape == (9, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "marginal_error", "code"),
+    [(1e-6, 9e-5, 0), (1e-6, 2e-4, 1), (2e-5, 1e-6, 1), (1e-6, None, 1), (None, 1e-6, 1)],
+)
+def test_a_wrong_result_is_exit_code_1(monkeypatch, tmp_path, error, marginal_error, code):
+    stands_in(monkeypatch, "GPU")
+    monkeypatch.setattr(gpu, "fused_kernels", lambda device: gpu)
+    monkeypatch.setattr(gpu, "table", lambda rows: "")
+    monkeypatch.setattr(gpu, "similarity_row", lambda *_: {"error": 1e-6})
+    monkeypatch.setattr(gpu, "crf_row", lambda *_: {"error": error, "marginal_error": marginal_error})
+    assert gpu.main(["--steps", "0", "--json", str(tmp_path / "gpu.json")]) == code
+
+
+def stands_in(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A GPU of this name that nothing runs on."""
+    for attribute, value in {"is_available": True, "current_device": 0, "get_device_name": name}.items():
+        monkeypatch.setattr(torch.cuda, attribute, lambda *_, value=value: value)
+    monkeypatch.setattr(gpu, "matrix_product_rate", lambda *_: 1e12)
+    monkeypatch.setattr(gpu, "manifest", lambda: {})
 
 
 def small_run(path: Path) -> tuple[int, str]:
@@ -272,7 +349,7 @@ def small_run(path: Path) -> tuple[int, str]:
     text = io.StringIO()
     small = {"B": 1, "K": 3, "SIZE": 16, "HEIGHT": 6, "WIDTH": 9}
     with (
-        mock.patch.multiple(gpu, **small, matrix_product_rate=lambda device: 1e12),
+        mock.patch.multiple(gpu, **small, matrix_product_rate=lambda *_: 1e12),
         mock.patch.multiple(
             torch.cuda,
             is_available=lambda: True,
@@ -292,11 +369,13 @@ def test_the_benchmark_checks_its_numbers_and_reports(interpreter, tmp_path):
     fixed, learned, crf = report["rows"]
     for row in report["rows"]:
         assert 0 < row["error"] < 1e-5
-        assert row["operations"] > 0 and row["share_of_limit"] > 0 and "manifest" in report
+        assert row["share_of_limit"] == max(row["share_of_tf32_limit"], row["share_of_float32_limit"]) > 0
+    assert "manifest" in report and report["matrix_product_flops"] == {"tf32": 1e12, "float32": 1e12}
     pairs = 256**2  # all of a 16x16 map lie within the window
-    assert fixed["operations"] == pairs * gpu.operations_per_pair(3)
-    assert learned["operations"] == pairs * gpu.operations_per_pair(3, learned=True)
-    assert crf["operations"] == 64**2 * (10 * (15 + 6) + 17)
+    assert fixed["operations"] == gpu.operations_per_pair(3).times(pairs)._asdict()
+    assert learned["operations"] == gpu.operations_per_pair(3, learned=True).times(pairs)._asdict()
+    assert crf["operations"] == {"products": 64**2 * (10 * 6 + 2), "others": 64**2 * 11 * 15}
+    assert 0 < crf["marginal_error"] < 1e-5
     assert crf["labels_that_agree"] > 0.5 and crf["met"] == (crf["seconds"] <= 1)
     lines = text.splitlines()
     assert lines[0].startswith("GPU, torch") and {line.count("|") for line in lines[1:]} == {12}
@@ -305,12 +384,9 @@ def test_the_benchmark_checks_its_numbers_and_reports(interpreter, tmp_path):
 def test_a_gpu_without_the_kernels_is_measured_and_no_row_is_lost(monkeypatch, tmp_path, capsys):
     """A GPU of capability 7.0 that breaks down at the last but one of six rows."""
     path = tmp_path / "gpu.json"
-    for name, value in {"is_available": True, "current_device": 0, "get_device_name": "V100"}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    stands_in(monkeypatch, "V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
     monkeypatch.setattr(gpu, "fused_kernels", lambda device: None)
-    monkeypatch.setattr(gpu, "matrix_product_rate", lambda device: 1e12)
-    monkeypatch.setattr(gpu, "manifest", lambda: {})
     wanted = [(stage, precision) for precision in ("float32", "float16") for stage in gpu.STAGES]
     written = []
 
@@ -336,11 +412,8 @@ def test_a_gpu_without_the_kernels_is_measured_and_no_row_is_lost(monkeypatch, t
 
 def test_kernel_rows_out_of_memory_are_rows(monkeypatch, tmp_path, capsys):
     path = tmp_path / "gpu.json"
-    for name, value in {"is_available": True, "current_device": 0, "get_device_name": "GPU"}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    stands_in(monkeypatch, "GPU")
     monkeypatch.setattr(gpu, "fused_kernels", lambda device: gpu)
-    monkeypatch.setattr(gpu, "matrix_product_rate", lambda device: 1e12)
-    monkeypatch.setattr(gpu, "manifest", lambda: {})
 
     def fails(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -370,5 +443,6 @@ def test_the_command_for_figure_2_on_photographs_is_the_whole_of_it():
 
 def test_the_rate_of_a_matrix_product():
     before = torch.get_float32_matmul_precision()
-    assert 1e6 < gpu.matrix_product_rate(CPU, size=64) < 1e16
+    for precision in ("high", "highest"):
+        assert 1e6 < gpu.matrix_product_rate(CPU, precision, size=64) < 1e16
     assert torch.get_float32_matmul_precision() == before

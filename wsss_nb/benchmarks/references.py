@@ -11,8 +11,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from wsss_nb.affinity import pair_indices
+from wsss_nb.crf import CRFConfig
 
-__all__ = ["all_pairs_loss", "contour_by_dilation", "dense_random_walk", "one_view_at_a_time"]
+__all__ = [
+    "all_pairs_crf",
+    "all_pairs_loss",
+    "contour_by_dilation",
+    "dense_random_walk",
+    "one_view_at_a_time",
+]
 
 
 def all_pairs_loss(cam: Tensor, image: Tensor, mu: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -26,6 +33,30 @@ def all_pairs_loss(cam: Tensor, image: Tensor, mu: Tensor | float, sigma: Tensor
     place = torch.stack([y.flatten(), x.flatten()], dim=1).to(cam)
     w = torch.exp(-torch.cdist(place, place).square() / (2 * sigma**2)) / (2 * math.pi * sigma**2)
     return -(w * g * f).sum() / (B * H * W)
+
+
+def all_pairs_crf(
+    image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """The dense CRF's marginals in float64, with both matrices of pixel pairs written out."""
+    place = torch.from_numpy(np.indices(image.shape[:2]).reshape(2, -1).T).to(device, torch.float64)
+    colour = torch.from_numpy(image.reshape(-1, 3)).to(place)
+    scores = torch.from_numpy(probabilities).to(place).flatten(1).clamp(1e-5, 1).log()
+    matrices = []
+    for compat, features in (
+        (config.gaussian_compat, place / config.gaussian_sxy),
+        (
+            config.bilateral_compat,
+            torch.cat([place / config.bilateral_sxy, colour / config.bilateral_srgb], 1),
+        ),
+    ):
+        matrix = torch.exp(-0.5 * torch.cdist(features, features).square())
+        normalizer = matrix.sum(1).rsqrt()
+        matrices.append(compat * normalizer[:, None] * matrix * normalizer)
+    marginals = scores.softmax(0)
+    for _ in range(config.iterations):
+        marginals = torch.stack([scores, *(marginals @ matrix for matrix in matrices)]).sum(0).softmax(0)
+    return marginals.view(probabilities.shape).cpu().numpy()
 
 
 def contour_by_dilation(prediction: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
