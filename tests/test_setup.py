@@ -40,6 +40,7 @@ LAYERS = (
         "metrics",
         "coverage",
         "_messages",
+        "_launch",
         "_pairwise",
         "_triton",
     },

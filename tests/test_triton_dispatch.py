@@ -22,7 +22,8 @@ from test_crf import scene
 from test_similarity import assert_equal, example, oracle, ours
 
 import wsss_nb
-from wsss_nb._pairwise import Variant, fused_kernels
+from wsss_nb._launch import Variant
+from wsss_nb._pairwise import fused_kernels
 from wsss_nb.benchmarks import gpu
 from wsss_nb.benchmarks.references import all_pairs_crf
 from wsss_nb.cli import _parser

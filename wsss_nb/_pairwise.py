@@ -25,48 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss_nb._launch import Variant
+
 __all__ = [
     "LONGEST_REACH",
     "MU_LIMIT",
-    "TILE",
     "PairwiseForm",
-    "Variant",
     "fused_kernels",
-    "padded_columns",
     "pairwise_form",
 ]
 
 # Beyond it f differs from its limits by less than 1e-17 for any delta between two colours of a 16-bit image.
 MU_LIMIT = 40.0
-TILE = 64  # pixels per tile of the fused kernels, also the rows of a tensor-core product
 LONGEST_REACH = 1900  # pixels: coordinates relative to a tile have to be integers that TF32 holds, up to 2048
 _CPU_PAIRS = 2**19
-
-
-class Variant(NamedTuple):
-    """What the kernels of the feature similarity are compiled for."""
-
-    colours: int
-    tile_h: int  # of TILE pixels, rows ...
-    tile_w: int  # ... and columns
-    columns: int  # of a product: channels, 1/2 |a|^2 and 1
-    with_scalars: bool
-
-    @classmethod
-    def of(cls, cam: Tensor, image: Tensor, with_scalars: bool) -> Variant:
-        """Variant for maps (B, K, H, W) and images (B, C, H, W): flat maps have long tiles."""
-        _, K, H, W = cam.shape
-        tile_w = min(_power_of_2(W), TILE // min(_power_of_2(H), 8))
-        return cls(image.shape[1], TILE // tile_w, tile_w, padded_columns(K + 2), with_scalars)
-
-
-def padded_columns(values: int) -> int:
-    """Columns that a product of so many gets: a power of 2 from 16, the least of tensor cores, to 64."""
-    return min(max(_power_of_2(values), 16), 64)
-
-
-def _power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 @functools.cache
@@ -80,7 +52,7 @@ def fused_kernels(device: torch.device, launch: Variant | int = 16) -> ModuleTyp
     Args:
         device: where.
         launch: what is to be launched and therefore tried first, once: the feature similarity's variant, or the
-            :func:`padded_columns` of a Gaussian sum, with fewer columns tried as well.
+            :func:`~wsss_nb._launch.padded_columns` of a Gaussian sum, with fewer columns tried as well.
     """
     if os.environ.get("TRITON_INTERPRET") != "1" and not _has_tensor_cores(device):
         return None

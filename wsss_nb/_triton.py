@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wsss_nb._pairwise import TILE, Variant, padded_columns
+from wsss_nb._launch import TILE, Variant, padded_columns
 
 __all__ = ["GaussianSum", "pair_sums", "probe"]
 

@@ -265,8 +265,9 @@ def dense_crf_torch(
     """
     import torch
 
+    from wsss_nb._launch import padded_columns
     from wsss_nb._messages import BilateralKernel, PositionKernel, bilateral_features
-    from wsss_nb._pairwise import fused_kernels, padded_columns
+    from wsss_nb._pairwise import fused_kernels
 
     config = config or CRFConfig()
     if cell is not None and not (cell == 0 or 0.05 <= cell <= 4):
