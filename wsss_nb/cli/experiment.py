@@ -172,6 +172,7 @@ def _run(options: argparse.Namespace) -> int:
     from wsss_nb.experiment.provenance import told_command
     from wsss_nb.experiment.runner import RunRequest, plan_run, run_notebooks
     from wsss_nb.experiment.state import run_lock
+    from wsss_nb.stages.affinitynet import resolved_crf
 
     _alone("run")
     profile = _profile(options)
@@ -197,6 +198,8 @@ def _run(options: argparse.Namespace) -> int:
                 f"refine: expected ours among them for {' and '.join(later)}, got {list(profile.refine)}; "
                 "or leave these out (--only 01,02,03,04)"
             )
+        if later and profile.deeplab.crf is not None:
+            resolved_crf(profile.deeplab.crf)  # refused now as well, where it cannot be had
     with run_lock(options.out), told_command():
         if plan.needs_data:
             _open(options, profile)
