@@ -37,11 +37,10 @@ def test_points_of_the_sweep_run_at_the_same_time_in_processes_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_train_point", meet)
-    monkeypatch.setattr(pipeline.Run, "pretrain", lambda run: (None, ""))
     make_synthetic(tmp_path / "fish", num_train=2, num_val=1, size=48)
     profile = load_profile(
         "quick", {"data.kind": "voc", "data.root": str(tmp_path / "fish"), "lambdas": [1], "fsl": [False, True],
-                  "baselines": [], "refine": [], "workers": 2}
+                  "baselines": [], "refine": [], "workers": 2, "pretrain": None}
     )  # fmt: skip
     rows = open_run(profile, tmp_path / "run").train_cams()
     assert [row["variant"] for row in rows] == ["lambda1", "lambda1_fsl"]

@@ -199,14 +199,14 @@ class KeptWorker:
         try:
             return pool.submit(function, *job).result()
         except BrokenProcessPool as error:
-            self._forget(pool)
+            self._forget(pool, wait=True)
             raise WorkerDiedError(f"{self._name}: a worker process died ({_CAUSES})") from error
         except KeyboardInterrupt:
-            self._forget(pool)
+            self._forget(pool, wait=False)
             raise
 
-    def _forget(self, pool: ProcessPoolExecutor) -> None:
-        pool.shutdown(wait=False, cancel_futures=True)
+    def _forget(self, pool: ProcessPoolExecutor, wait: bool) -> None:
+        pool.shutdown(wait=wait, cancel_futures=True)
         if self._pool is pool:
             self._pool = None
 
