@@ -111,7 +111,7 @@ def test_every_file_beside_the_modules_is_installed() -> None:
 
 
 def test_constraints_pin_torch_within_its_bounds() -> None:
-    lines = (ROOT / "constraints.txt").read_text().split()
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
     pins = {entry.name: entry.specifier for entry in map(Requirement, lines)}
     bounds = next(entry for entry in map(Requirement, pyproject()["dependencies"]) if entry.name == "torch")
     (pin,) = pins["torch"]
