@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,20 @@ def test_history_holds_means_over_the_steps(tmp_path: Path) -> None:
         {"epoch": 1, "step": 3, "a": 3.0, "b": 2.0, "mu": 2.5}, {"epoch": 2, "step": 6, "a": 4.0, "b": 2.0, "mu": 2.5},
     ]  # fmt: skip
     assert calls == [1, 2] and all(row["seconds"] >= 0 for row in history)
+
+
+def test_progress_is_lines_in_a_log_and_nothing_for_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ticks = iter(range(0, 1000, 25))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))
+    monkeypatch.delenv("WSSS_NB_HEADLESS", raising=False)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert list(loop.progress("abcdefg", "CAMs")) == list("abcdefg")
+    assert capsys.readouterr().out == "CAMs: 2 of 7\nCAMs: 5 of 7\n"
+    monkeypatch.setenv("WSSS_NB_HEADLESS", "1")
+    assert list(loop.progress("abcdefg", "CAMs")) == list("abcdefg")
+    assert capsys.readouterr().out == ""
 
 
 def test_epoch_seeds_differ_between_seeds_and_epochs() -> None:

@@ -41,12 +41,12 @@ def environment(**more: str) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if name not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
     }
-    return kept | {"ACCELERATE_USE_CPU": "true", "WSSS_NB_HEADLESS": "1", "OMP_NUM_THREADS": "1"} | more
+    return kept | {"WSSS_NB_HEADLESS": "1", "OMP_NUM_THREADS": "1"} | more
 
 
 Pair = tuple[Path, Path, subprocess.CompletedProcess[str]]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-# with --cpu in place of --multi_gpu it would start one process only; ACCELERATE_USE_CPU puts both on the CPU
+# with --cpu in place of --multi_gpu it would start one process only
 ACCELERATE = [
     "accelerate.commands.launch",
     "--multi_gpu",

@@ -81,7 +81,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path}: expected a file of PyTorch weights, got: {lines[0]}") from error
+        # the first sentence; torch's next ones advise to load objects that may run anything
+        raise InputError(
+            f"{path}: expected a file of PyTorch weights, got: {lines[0].partition('. ')[0]}"
+        ) from error
     for _ in range(2):
         if isinstance(content, Mapping) and not _is_state_dict(content):
             content = next((content[key] for key in _NESTED if key in content), content)

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -44,10 +44,25 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 17) % (2**31)
 
 
-def progress(items: Any, description: str, total: int | None = None) -> Any:
-    """A progress bar at a terminal or in Jupyter, nothing when headless (steps print their own lines)."""
-    shown = not os.environ.get("WSSS_NB_HEADLESS") and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    return tqdm(items, desc=description, total=total, disable=not shown, leave=False)
+def progress(items: Any, description: str, total: int | None = None, interval: float = 60.0) -> Any:
+    """A progress bar at a terminal or in Jupyter; in a log, a plain line every ``interval`` seconds.
+
+    Nothing in workers and where notebooks run without a reader (WSSS_NB_HEADLESS): those who started them speak.
+    """
+    if os.environ.get("WSSS_NB_HEADLESS"):
+        return iter(items)
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return tqdm(items, desc=description, total=total, leave=False)
+    return _with_lines(items, description, len(items) if total is None else total, interval)
+
+
+def _with_lines(items: Iterable[Any], description: str, total: int, interval: float) -> Iterator[Any]:
+    last = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - last > interval:
+            last = time.monotonic()
+            print(f"{description}: {done} of {total}", flush=True)
+        yield item
 
 
 def build_optimizer(

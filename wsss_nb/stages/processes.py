@@ -97,7 +97,16 @@ class _Launched(Processes):
             DistributedDataParallelKwargs(find_unused_parameters=True),
         ]
         # precision and compiling are settings of the profile, not of a user's configuration of Accelerate
-        self._accelerator = Accelerator(mixed_precision="no", dynamo_backend="no", kwargs_handlers=handlers)
+        self._accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            dynamo_backend="no",
+            kwargs_handlers=handlers,
+        )
+        if self._accelerator.num_processes != launched():
+            raise InputError(
+                f"processes: expected {launched()} connected ones (WORLD_SIZE), got {self._accelerator.num_processes}"
+            )
         self._broadcast = broadcast_object_list
         self.index, self.count = self._accelerator.process_index, self._accelerator.num_processes
         self.device = self._accelerator.device
