@@ -128,12 +128,13 @@ class Play:
         return self.box.locator("[role=status]").inner_text()
 
     def settled(self) -> tuple[str, str]:
-        """Picture and words once nothing has changed for a while."""
+        """Picture and words once the kernel rests and nothing has changed for a while."""
+        kernel = self.page.locator(".jp-Notebook-ExecutionIndicator").first
         seen = self.picture(), self.words()
         for _ in range(100):
             self.page.wait_for_timeout(0.35 * SECONDS)
             seen, before = (self.picture(), self.words()), seen
-            if seen == before and "…" not in seen[1]:
+            if seen == before and "…" not in seen[1] and kernel.get_attribute("data-status") == "idle":
                 return seen
         raise AssertionError(f"the explorer does not come to rest: {seen[1]}")
 
