@@ -301,7 +301,7 @@ def test_drawing_a_finished_run_needs_its_results_only(
         ),
         ("run --lambdas 0,0.5", "refine: ours goes through stages 2 and 3 and needs lambdas with 1"),
         ("run --deeplab.crf.backend cuda", "crf.backend: expected a GPU on which Triton's kernels run"),
-        ("run --cam.epoch 3", "unrecognized arguments: --cam.epoch 3"),
+        ("run --cam.epoch 3", "unknown flag --cam.epoch, did you mean --cam.epochs"),
         ("run --set cam.epoch=3", "cam.epoch: no such field"),
         ("run --cam.epochs many", "cam.epochs"),
         ("run --cam.siamese maybe", "cam.siamese"),

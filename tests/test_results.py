@@ -263,7 +263,7 @@ def test_find_run(run_dir, tmp_path, monkeypatch):
     assert find_run(project / "runs/quick").samefile(project / "runs/quick")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"out_dir: expected a run folder with results\.json, got runs/quick"
+        InputError, match=r"run_dir or out_dir: expected a run folder with results\.json, got runs/quick"
     ):
         find_run("runs/quick")
 

@@ -215,6 +215,10 @@ def _run(options: argparse.Namespace) -> int:
 
                 copies = publish_figures(options.out, options.figures)
                 print(f"{options.figures}: {len(copies)} files of figures and tables")
+                drawn = {path.stem for path in (options.out / "figures").glob("*.json")}
+                if stay := sorted(drawn - {path.stem for path in copies}):
+                    why = "(pictures of photographs, or of earlier results)"
+                    print(f"{', '.join(stay)} stay in {options.out / 'figures'} {why}")
     for outcome in failed:
         print(f"wsss-nb: error: {outcome.name}: {outcome.message}", file=sys.stderr)
     done = sum(outcome.status == "done" for outcome in outcomes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from typing import Any, NoReturn
 
 from wsss_nb.errors import InputError
@@ -19,6 +20,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown flags here, where those that look like them are known."""
+        known, rest = super().parse_known_args(args, namespace)
+        flag = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
+        if flag is not None:
+            near = difflib.get_close_matches(flag, self._option_string_actions)
+            self.error(f"unknown flag {flag}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+        return known, rest
 
 
 def fraction(text: str) -> float:

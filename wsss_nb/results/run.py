@@ -369,7 +369,7 @@ def find_run(out_dir: str | os.PathLike[str]) -> Path:
         if (place / RESULTS).is_file():
             return place
     raise InputError(
-        f"out_dir: expected a run folder with {RESULTS}, got {out_dir}; make one with `wsss-nb run` first"
+        f"run_dir or out_dir: expected a run folder with {RESULTS}, got {out_dir}; make one with `wsss-nb run` first"
     )
 
 

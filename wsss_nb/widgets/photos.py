@@ -11,7 +11,7 @@ from importlib.resources import files
 import numpy as np
 import numpy.typing as npt
 import skimage.data
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from wsss_nb.errors import InputError
 
@@ -154,7 +154,9 @@ def read_photo(content: bytes, title: str = "upload", short_side: int = 320) -> 
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{title}: expected an image file, got {' '.join(str(error).split())}") from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text shows the buffer
+        found = "another kind of file" if unknown else " ".join(str(error).split())
+        raise InputError(f"{title}: expected an image file, got {found}") from error
 
 
 def _resize(image: Image.Image, short_side: int) -> Image.Image:
