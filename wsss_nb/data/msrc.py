@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from wsss_nb.data.labels import VOC_CLASSES
 from wsss_nb.data.layout import new_folder, write_lists
+from wsss_nb.data.matlab import read_matlab
 from wsss_nb.data.palette import IGNORE, save_label_map
 from wsss_nb.errors import InputError
 
@@ -208,20 +207,10 @@ def _read_image(name: str, read: Callable[[], bytes]) -> Image.Image:
 
 def _read_mask(name: str, read: Callable[[], bytes]) -> npt.NDArray[np.uint8]:
     try:
-        content = loadmat(io.BytesIO(read()), variable_names=["newseg", "newlabels"])
-        missing = [key for key in ("newseg", "newlabels") if key not in content]
-    except (
-        *_READ_ERRORS,
-        MatReadError,
-        TypeError,
-        NotImplementedError,
-        KeyError,
-        IndexError,
-        MemoryError,
-    ) as error:
-        raise InputError(f"{name}: expected a MATLAB 5 file, got {_one_line(error)}") from error
-    if missing:
-        raise InputError(f"{name}: expected newseg and newlabels, got no {missing[0]}")
+        file = read()
+    except (*_READ_ERRORS, KeyError) as error:
+        raise InputError(f"{name}: expected a readable file, got {_one_line(error)}") from error
+    content = read_matlab(file, ("newseg", "newlabels"), name)
     for key in ("newseg", "newlabels"):
         kind = content[key].dtype.kind
         # MATLAB's own numbers are floating point, so whole ones are fine

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import zlib
 from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from wsss_nb.data.labels import VOC_CLASSES
+from wsss_nb.data.matlab import read_matlab
 from wsss_nb.errors import InputError
 
 __all__ = ["sbd_mask", "train_aug_names"]
@@ -30,16 +27,10 @@ def sbd_mask(content: bytes, source: str) -> npt.NDArray[np.uint8]:
         InputError: not a MATLAB 5 file, no such field, or other ids.
     """
     try:
-        mask = loadmat(io.BytesIO(content), variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"]
-    except KeyError as error:
-        raise InputError(f"{source}: expected GTcls, got no such variable") from error
-    except (
-        *(OSError, EOFError, ValueError, IndexError, TypeError, NotImplementedError, MemoryError),
-        *(MatReadError, zlib.error),
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        mask = read_matlab(content, ["GTcls"], source)["GTcls"][0, 0]["Segmentation"]
+    except (IndexError, TypeError, ValueError) as error:
         raise InputError(
-            f"{source}: expected a MATLAB 5 file with GTcls.Segmentation, got {reason}"
+            f"{source}: expected GTcls.Segmentation, got {' '.join(str(error).split())}"
         ) from error
     if mask.ndim != 2 or mask.size == 0 or mask.dtype.kind not in "ui":
         raise InputError(f"{source}: expected a mask (H, W) of integers, got {mask.dtype} {mask.shape}")
