@@ -69,16 +69,6 @@ def test_first_draws_of_neighbouring_generators_are_uniform() -> None:
     assert ((counts - 100) ** 2 / 100).sum() < 18.5  # chi-square with 4 degrees of freedom, p = 0.001
 
 
-def test_read_only_images_are_taken_without_a_warning() -> None:
-    torch.set_warn_always(True)  # else once per process
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert to_tensor(np.asarray(Image.new("RGB", (3, 2), (255, 0, 0))))[0].min() == 1
-    finally:
-        torch.set_warn_always(False)
-
-
 def test_to_tensor_by_hand() -> None:
     image = np.array([[[0, 51, 255]], [[255, 0, 102]]], dtype=np.uint8)
     image.setflags(write=False)
