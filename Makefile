@@ -1,5 +1,6 @@
 # make reproduce   Figures 1-3 and Tables 1-2 from the synthetic data, into figures/
 # make test        all tests
+# make test-fast   those that answer in under three minutes
 # make lab         JupyterLab on the notebooks
 # make lint        ruff and mypy
 #
@@ -10,7 +11,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup reproduce test lab lint
+.PHONY: setup reproduce test test-fast lab lint
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -28,7 +29,11 @@ reproduce: $(STAMP)
 	$(BIN)/wsss-nb run --profile quick --out runs/quick --figures figures
 
 test: $(STAMP)
+	@echo "all tests: about @TESTMIN@ minutes on two cores; make test-fast is a part that takes under 3"
 	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks

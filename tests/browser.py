@@ -58,9 +58,17 @@ def jupyterlab(home: Path, notebooks: list[nbformat.NotebookNode], names: list[s
     token = environment["JUPYTER_TOKEN"] = secrets.token_hex(16)
     environment.pop("WSSS_NB_HEADLESS", None)
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={home}", f"--LabApp.app_settings_dir={settings}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={home}",
+        f"--LabApp.app_settings_dir={settings}",
+    ]
     with open(home / "server.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=home)
         try:
@@ -234,9 +242,7 @@ class Play:
         """Press a button or tick a box; the words that follow."""
         before, _ = self.settled()
         button = self.box.get_by_role("button", name=name)
-        (
-            button if button.count() else self.box.locator(".widget-checkbox", has_text=name).locator("input")
-        ).click()
+        (button if button.count() else self.box.locator(".widget-checkbox", has_text=name).locator("input")).click()
         return self.expect_another_picture(before)
 
 

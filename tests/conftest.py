@@ -21,9 +21,7 @@ collect_ignore_glob = [] if sys.platform == "linux" else ["test_triton_*.py"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--screenshots``: see test_browser.py."""
-    parser.addoption(
-        "--screenshots", metavar="DIR", help="where the browser tests put the explorers' portraits"
-    )
+    parser.addoption("--screenshots", metavar="DIR", help="where the browser tests put the explorers' portraits")
 
 
 @pytest.fixture(scope="session")
@@ -58,16 +56,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return method
 
-    for name in (
-        "item",
-        "tolist",
-        "numpy",
-        "cpu",
-        "nonzero",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__index__",
-    ):
+    for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     return called

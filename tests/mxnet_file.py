@@ -34,23 +34,24 @@ def file_bytes(arrays: dict[str, np.ndarray], version: int = 2) -> bytes:
     return out
 
 
-def write_resnet38_params(path: Path, state: dict[str, Tensor]) -> None:
+def mxnet_name(name: str) -> str:
+    """The MXNet name of a tensor of ResNet-38."""
+    layer, _, kind = name.rpartition(".")
+    norm = {"weight": "arg:{}_gamma", "bias": "arg:{}_beta"}
+    norm |= {"running_mean": "aux:{}_moving_mean", "running_var": "aux:{}_moving_var"}
+    if block := re.fullmatch(r"b(\d)(?:_(\d))?\.(conv|bn)_(branch\w+)", layer):
+        stage, unit, what, branch = block.groups()
+        layer = f"{'res' if what == 'conv' else 'bn'}{stage}{f'b{unit}' if unit else 'a'}_{branch}"
+    return norm[kind].format(layer) if layer.startswith("bn") else f"arg:{layer}_weight"
+
+
+def resnet38_arrays(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """The layers of a ResNet-38 as the ImageNet classifier's file names them, with its last layer."""
-    norm = {"weight": "arg:{}_gamma", "bias": "arg:{}_beta", "running_mean": "aux:{}_moving_mean",
-            "running_var": "aux:{}_moving_var"}  # fmt: skip
-    arrays = {
-        "arg:linear1000_weight": np.zeros((1000, 8), "<f4"),
-        "arg:linear1000_bias": np.zeros(1000, "<f4"),
-    }
-    for key, value in state.items():
-        layer, _, kind = key.rpartition(".")
-        if kind == "num_batches_tracked":
-            continue
-        block = re.fullmatch(r"b(\d)(?:_(\d))?\.(conv|bn)_(branch\w+)", layer)
-        if block:
-            stage, unit, what, branch = block.groups()
-            name = f"{'res' if what == 'conv' else 'bn'}{stage}{f'b{unit}' if unit else 'a'}_{branch}"
-        else:
-            name, what = layer, "bn" if layer.startswith("bn") else "conv"
-        arrays[norm[kind].format(name) if what == "bn" else f"arg:{name}_weight"] = value.numpy()
-    path.write_bytes(file_bytes(arrays))
+    arrays = {"arg:linear1000_weight": np.zeros((1000, 8), "<f4"), "arg:linear1000_bias": np.zeros(1000, "<f4")}
+    counted = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    return arrays | {mxnet_name(key): value.numpy() for key, value in counted.items()}
+
+
+def write_resnet38_params(path: Path, state: dict[str, Tensor]) -> None:
+    """A file with the arrays of :func:`resnet38_arrays`."""
+    path.write_bytes(file_bytes(resnet38_arrays(state)))

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from wsss_nb.affinity import (
     AffinityLabels,
-    _power_coefficients,
     affinity_labels,
     affinity_loss,
     fitting_radius,
@@ -21,7 +20,9 @@ from wsss_nb.affinity import (
     pair_indices,
     pair_offsets,
     random_walk,
+    random_walk_dense,
 )
+from wsss_nb.fast.walk import _power_coefficients
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -78,9 +79,7 @@ def test_radius_five_has_the_34_published_directions():
     assert len(everything) == 69
 
 
-@pytest.mark.parametrize(
-    ("radius", "height", "width"), [(2, 5, 5), (2, 6, 9), (3, 7, 8), (5, 11, 14), (5, 12, 11)]
-)
+@pytest.mark.parametrize(("radius", "height", "width"), [(2, 5, 5), (2, 6, 9), (3, 7, 8), (5, 11, 14), (5, 12, 11)])
 def test_pair_indices_equal_the_loops(radius, height, width):
     start, end = pair_indices(radius, height, width)
     expected = slow_pairs(radius, height, width)
@@ -133,14 +132,8 @@ def test_labels_equal_the_loops(seed, height, width):
                 continue
             expected[2 if flat[i] != flat[j] else 1 if flat[i] else 0, d, n] = 1
     np.testing.assert_array_equal(torch.stack(affinity_labels(label_map, 3)).numpy(), expected)
-
-
-def test_labels_of_a_batch_and_of_wider_dtypes():
-    maps = np.random.default_rng(0).choice([0, 1, 2, 255], (3, 12, 13)).astype(np.uint8)
-    batch = affinity_labels(torch.from_numpy(maps).long())
-    for i, label_map in enumerate(maps):
-        for one, many in zip(affinity_labels(label_map), batch, strict=True):
-            torch.testing.assert_close(many[i], one)
+    batch = np.stack([label_map[::-1], label_map]).astype(np.int64)
+    np.testing.assert_array_equal(torch.stack(affinity_labels(batch, 3)).numpy()[:, 1], expected)
 
 
 def test_label_maps_of_the_wrong_kind_are_refused():
@@ -223,14 +216,29 @@ def test_features_of_the_wrong_kind_are_refused():
 def test_affinity_loss_by_hand():
     affinity = torch.tensor([[[0.5, 0.2, 0.9, 0.1, 0.3]]], dtype=torch.float64)
     labels = AffinityLabels(
-        torch.tensor([[[1.0, 0, 0, 0, 0]]]),
-        torch.tensor([[[0, 1.0, 1.0, 0, 0]]]),
-        torch.tensor([[[0, 0, 0, 1.0, 0]]]),
+        torch.tensor([[[1.0, 0, 0, 0, 0]]]), torch.tensor([[[0, 1.0, 1.0, 0, 0]]]), torch.tensor([[[0, 0, 0, 1.0, 0]]])
     )
     expected = (
         -math.log(0.5) / 4 + (-math.log(0.2) - math.log(0.9)) / 2 / 4 - math.log(1 - 0.1) / 2
     )  # the last pair is ignored
     assert affinity_loss(affinity, labels).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_counts_of_a_whole_batch_make_the_parts_add_up():
+    """Two processes with an image each: the sum of their losses is that of the two images together."""
+    generator = torch.Generator().manual_seed(0)
+    affinity = torch.rand(2, 34, 32, generator=generator, dtype=torch.float64)
+    maps = torch.randint(0, 3, (2, 12, 12), generator=generator)
+    maps[0, :, :6] = 0  # another number of pairs of each kind
+    labels = affinity_labels(maps)
+    counts = torch.stack([kind.sum() for kind in labels])
+    parts = [
+        affinity_loss(affinity[i : i + 1], AffinityLabels(*(kind[i : i + 1] for kind in labels)), counts=counts)
+        for i in range(2)
+    ]
+    torch.testing.assert_close(sum(parts), affinity_loss(affinity, labels))
+    alone = affinity_loss(affinity[:1], AffinityLabels(*(kind[:1] for kind in labels)))
+    assert abs(alone - parts[0]) > 0.01
 
 
 def test_affinity_loss_without_pairs_is_zero_and_extremes_stay_finite():
@@ -249,23 +257,6 @@ def test_affinity_loss_refuses_labels_of_another_shape():
     labels = affinity_labels(np.zeros((2, 12, 12), np.uint8))
     with pytest.raises(ValueError, match=r"labels\.background: expected \(1, 34, 32\), got \(2, 34, 32\)"):
         affinity_loss(pair_affinity(torch.zeros(1, 2, 12, 12)), labels)
-
-
-def test_features_learn_the_labels():
-    """A few gradient steps separate two halves and join what is alike."""
-    label_map = np.zeros((12, 12), np.uint8)
-    label_map[:, 6:] = 3
-    labels = AffinityLabels(*(kind[None] for kind in affinity_labels(label_map)))
-    features = rand(1, 2, 12, 12, dtype=torch.float32).requires_grad_()
-    optimizer = torch.optim.Adam([features], lr=0.1)
-    losses = []
-    for _ in range(120):
-        optimizer.zero_grad()
-        loss = affinity_loss(pair_affinity(features), labels)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.25 * losses[0]
 
 
 # ---------------------------------------------------------------- random walk
@@ -293,6 +284,7 @@ def test_random_walk_equals_the_dense_power(radius, height, width, beta, log_t):
     walked = random_walk(scores, pairs, beta, log_t)
     expected = dense_walk(scores.numpy(), dense_affinity(pairs, radius, height, width), beta, log_t)
     np.testing.assert_allclose(walked.numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(random_walk_dense(scores, pairs, beta, log_t).numpy(), expected, rtol=1e-10)
     assert abs(expected - scores.numpy()).max() > 0.01
 
 
@@ -328,11 +320,7 @@ def test_a_walk_without_affinity_stays_and_with_full_affinity_averages():
     torch.testing.assert_close(random_walk(scores, torch.zeros(34, 32)), scores)
     walked = random_walk(scores, torch.ones(34, 32))
     inner = walked[:, :, 4:8]  # every pixel of these columns has neighbours on all sides
-    assert (
-        (inner.amax((1, 2)) - inner.amin((1, 2))).max()
-        < 0.05
-        < (scores.amax((1, 2)) - scores.amin((1, 2))).min()
-    )
+    assert (inner.amax((1, 2)) - inner.amin((1, 2))).max() < 0.05 < (scores.amax((1, 2)) - scores.amin((1, 2))).min()
 
 
 @given(st.integers(0, 1000))
@@ -340,22 +328,10 @@ def test_a_walk_without_affinity_stays_and_with_full_affinity_averages():
 def test_the_walk_keeps_constants_bounds_and_is_linear(seed):
     pairs, scores = rand(34, 8 * 7, seed=seed), rand(2, 12, 15, seed=seed + 1)
     walked = random_walk(scores, pairs)
-    torch.testing.assert_close(
-        random_walk(torch.ones(1, 12, 15).double(), pairs)[0], torch.ones(12, 15).double()
-    )
+    torch.testing.assert_close(random_walk(torch.ones(1, 12, 15).double(), pairs)[0], torch.ones(12, 15).double())
     assert walked.min() >= scores.min() - 1e-12
     assert walked.max() <= scores.max() + 1e-12
     torch.testing.assert_close(random_walk(scores[:1] + 2 * scores[1:], pairs)[0], walked[0] + 2 * walked[1])
-
-
-def test_two_regions_without_affinity_between_them_do_not_mix():
-    features = torch.zeros(1, 4, 12, 20)
-    features[..., 10:] = 100
-    scores = torch.zeros(1, 12, 20)
-    scores[0, 5, 6] = 1
-    walked = random_walk(scores, pair_affinity(features)[0])
-    assert walked[0, :, :10].gt(0).sum() > 50
-    assert walked[0, :, 10:].eq(0).all()
 
 
 def test_absent_classes_stay_zero_and_do_not_change_the_others():
@@ -386,12 +362,7 @@ def test_types_dtypes_and_inputs():
     ("scores", "pairs", "options", "message"),
     [
         ((12, 12), (34, 32), {}, r"scores: expected floating \(K, H, W\), got \(12, 12\)"),
-        (
-            (2, 12, 12),
-            (34, 31),
-            {},
-            r"affinity: expected \(D, n\) = \(34, 32\) for a 12 x 12 map, got \(34, 31\)",
-        ),
+        ((2, 12, 12), (34, 31), {}, r"affinity: expected \(D, n\) = \(34, 32\) for a 12 x 12 map, got \(34, 31\)"),
         ((2, 12, 12), (144, 144), {}, r"affinity: expected \(D, n\) = \(34, 32\) .*, got \(144, 144\)"),
         ((2, 12, 12), (1, 34, 32), {}, r"affinity: expected \(D, n\) = \(34, 32\) .*, got \(1, 34, 32\)"),
         ((2, 8, 12), (34, 999), {}, r"affinity: expected \(D, n\) = \(12, 48\) .*, got \(34, 999\)"),
@@ -399,17 +370,21 @@ def test_types_dtypes_and_inputs():
         ((2, 12, 12), (34, 32), {"log_t": -1}, r"log_t: expected an integer in \[0, 16\], got -1"),
         ((2, 12, 12), (34, 32), {"log_t": 1.5}, r"log_t: expected an integer in \[0, 16\], got 1\.5"),
         ((2, 12, 12), (34, 32), {"log_t": True}, r"log_t: expected an integer in \[0, 16\], got True"),
-        (
-            (2, 12, 12),
-            (34, 32),
-            {"log_t": np.int64(17)},
-            r"log_t: expected an integer in \[0, 16\], got .*17",
-        ),
+        ((2, 12, 12), (34, 32), {"log_t": np.int64(17)}, r"log_t: expected an integer in \[0, 16\], got .*17"),
     ],
 )
 def test_random_walk_says_what_is_wrong(scores, pairs, options, message):
     with pytest.raises(ValueError, match=message):
         random_walk(torch.zeros(scores), torch.zeros(pairs), **options)
+
+
+def test_values_out_of_range_are_refused():
+    for bad in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"affinity: expected values in \[0, 1\]"):
+            random_walk(torch.zeros(2, 12, 12), torch.zeros(34, 32).index_fill(0, torch.tensor([3]), bad))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="scores: expected finite values, got 144 that are not"):
+            random_walk(torch.zeros(2, 12, 12).index_fill(0, torch.tensor([1]), bad), torch.zeros(34, 32))
 
 
 def test_numpys_integers_are_integers():
@@ -419,17 +394,7 @@ def test_numpys_integers_are_integers():
     assert torch.equal(pairs, pair_affinity(features, radius=5))
     assert fitting_radius(np.int8(100), 300, 300) == 100 and pair_offsets(np.int64(2)) == pair_offsets(2)
     scores = features[0]
-    assert torch.equal(
-        random_walk(scores, pairs[0], log_t=np.int8(7)), random_walk(scores, pairs[0], log_t=7)
-    )
-
-
-def test_affinities_outside_zero_to_one_are_refused():
-    for bad in (-0.1, 1.5, float("nan")):
-        pairs = torch.zeros(34, 32)
-        pairs[3, 4] = bad
-        with pytest.raises(ValueError, match=r"affinity: expected values in \[0, 1\]"):
-            random_walk(torch.zeros(2, 12, 12), pairs)
+    assert torch.equal(random_walk(scores, pairs[0], log_t=np.int8(7)), random_walk(scores, pairs[0], log_t=7))
 
 
 def test_a_full_size_walk_takes_less_than_200_mb():
@@ -442,11 +407,3 @@ def test_a_full_size_walk_takes_less_than_200_mb():
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     scale = 1024 if sys.platform == "darwin" else 1  # ru_maxrss is in bytes there
     assert float(output) / scale < 200
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_refused(bad):
-    scores = torch.zeros(2, 12, 12)
-    scores[1, 3, 4] = bad
-    with pytest.raises(ValueError, match="scores: expected finite values, got 1 that are not"):
-        random_walk(scores, torch.zeros(34, 32))

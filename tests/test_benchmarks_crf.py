@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsss_nb.benchmarks import crf
-from wsss_nb.benchmarks.crf import LABELS, NOISES, difference, main, smooth_scores, table
+from benchmarks import crf
+from benchmarks.crf import LABELS, NOISES, difference, main, smooth_scores, table
 from wsss_nb.crf import CRFConfig, dense_crf, dense_crf_torch
-from wsss_nb.widgets import PHOTOS, load_photo
+from wsss_nb.teach import PHOTOS, load_photo
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,9 +27,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_every_photograph_size_and_number_of_labels_is_committed(rows: list[dict[str, Any]]) -> None:
-    found = [
-        (row["photograph"], min(row["height"], row["width"]), row["labels"], row["seed"]) for row in rows
-    ]
+    found = [(row["photograph"], min(row["height"], row["width"]), row["labels"], row["seed"]) for row in rows]
     sizes = [(side, seed) for side, noises in NOISES.items() for seed in range(noises)]
     assert sorted(found) == sorted((a, b, c, d) for a, (b, d), c in product(PHOTOS, sizes, LABELS))
     assert {row["iterations"] for row in rows} == {10}

@@ -11,16 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from wsss_nb.benchmarks import ablation, training
-from wsss_nb.benchmarks.training import STAGES, hours_of, steps_of, summary, training_row
+from benchmarks import ablation, training
+from benchmarks.training import STAGES, hours_of, steps_of, summary, training_row
 from wsss_nb.data import make_synthetic
-from wsss_nb.experiment.pipeline import open_run
-from wsss_nb.experiment.profiles import load_profile
-from wsss_nb.models import BACKBONES, create_cam_net
+from wsss_nb.models.cam_net import create_cam_net
+from wsss_nb.models.checkpoint import identify_network
 from wsss_nb.models.efficientnet import EfficientNetLite0
-from wsss_nb.models.identify import identify_network
+from wsss_nb.models.registry import BACKBONES
 from wsss_nb.models.resnet38 import ResNet38
+from wsss_nb.run.pipeline import train_cam
+from wsss_nb.run.prepare import open_run
+from wsss_nb.run.profiles import load_profile
 from wsss_nb.stages.config import DeepLabConfig, TrainingConfig
+
+
+class Slim(ResNet38):
+    """A quarter of the widths."""
+
+    widths = tuple(width // 4 for width in ResNet38.widths)
 
 
 def test_steps_and_hours_by_hand() -> None:
@@ -30,17 +38,20 @@ def test_steps_and_hours_by_hand() -> None:
     assert steps_of(TrainingConfig(epochs=3, batch_size=10), images=99) == 27
     assert steps_of(DeepLabConfig(epochs=2, batch_size=10), images=100) == 20
     hours = hours_of({"cam": 0.9, "affinitynet": 0.45, "deeplab": 1.8}, paper)
-    assert hours == {
-        "cam": pytest.approx(2.644),
-        "affinitynet": pytest.approx(1.322),
-        "deeplab": pytest.approx(10),
-    }
+    assert hours == {"cam": pytest.approx(2.644), "affinitynet": pytest.approx(1.322), "deeplab": pytest.approx(10)}
     rows = [
-        {"stage": stage, "precision": precision, "batch_size": 8, "size": 448, "seconds": seconds, "memory_mb": 1000.0,
-         "images_per_second": 8 / seconds}
+        {
+            "stage": stage,
+            "precision": precision,
+            "batch_size": 8,
+            "size": 448,
+            "seconds": seconds,
+            "memory_mb": 1000.0,
+            "images_per_second": 8 / seconds,
+        }
         for precision, factor in (("float32", 1), ("bfloat16", 0.5))
         for stage, seconds in (("cam", 0.9 * factor), ("affinitynet", 0.45 * factor), ("deeplab", 1.8 * factor))
-    ]  # fmt: skip
+    ]
     rows[0] |= {"similarity_share": 0.125, "all_pairs_step_seconds": 1.5}
     text = summary(rows, paper)
     assert "| cam | float32 | 8 x 448 px | 8.9 | 900 | 1000 | 12.5% | 1500 ms |" in text
@@ -53,15 +64,13 @@ def test_steps_and_hours_by_hand() -> None:
 
 def test_a_step_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is counted by hand: every look at the clock is a second later; the loss alone and the step take one each."""
-    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: ResNet38(freeze, 4), deeplab_width=32)
+    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: Slim(freeze), deeplab_width=32)
     monkeypatch.setitem(BACKBONES, "resnet38", spec)
     clock = iter(range(10_000))
     monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
     called: list[Any] = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(
-        torch.optim.SGD, "step", lambda self, *a, **o: called.append(self) or step(self, *a, **o)
-    )
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a, **o: called.append(self) or step(self, *a, **o))
     paper, cpu = load_profile("paper"), torch.device("cpu")
     rows = [training_row(stage, paper, cpu, "float32", repeats=1, size=48, batch_size=2) for stage in STAGES]
     assert [row["stage"] for row in rows] == ["cam", "affinitynet", "deeplab"]
@@ -74,7 +83,7 @@ def test_a_step_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little for all pairs of pixels: the step's own numbers stay; too little for a step: the row says so."""
-    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: ResNet38(freeze, 4), deeplab_width=32)
+    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: Slim(freeze), deeplab_width=32)
     monkeypatch.setitem(BACKBONES, "resnet38", spec)
     paper, cpu = load_profile("paper"), torch.device("cpu")
 
@@ -91,8 +100,12 @@ def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.optim.SGD, "step", fails)
     deeplab = row("deeplab")
     assert deeplab == {
-        "stage": "deeplab", "precision": "float32", "batch_size": 2, "size": 48, "out_of_memory": "CUDA out of memory"
-    }  # fmt: skip
+        "stage": "deeplab",
+        "precision": "float32",
+        "batch_size": 2,
+        "size": 48,
+        "out_of_memory": "CUDA out of memory",
+    }
     affinity = {**cam, "stage": "affinitynet", "precision": "float16"}
     lines = summary([cam, deeplab, affinity], paper).splitlines()
     assert "| cam | float32 | 2 x 48 px |" in lines[2] and lines[2].endswith("| out of memory |")
@@ -105,9 +118,7 @@ def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) 
 def test_stride_8_is_a_backbone_of_its_own() -> None:
     net = create_cam_net("efficientnet_lite0_stride8", 4, pretrained=False).eval()
     assert net.stride == 8 and net(torch.rand(1, 3, 64, 96)).logits.shape == (1, 4, 8, 12)
-    assert identify_network(net.state_dict()).backbone == "efficientnet_lite0", (
-        "the same weights, the same names"
-    )
+    assert identify_network(net.state_dict()).backbone == "efficientnet_lite0", "the same weights, the same names"
 
 
 def flat(fields: dict[str, Any], parents: str = "") -> dict[str, Any]:
@@ -125,19 +136,16 @@ def test_every_row_differs_from_the_recipe_in_what_its_name_says() -> None:
     single = {
         "cam.freeze": (True, False),
         "cam.siamese": (False, True),
-        "cam.learn_similarity": (False, True),
+        "cam.learn_fsl": (False, True),
         "cam.num_samples": (1, 100),
     }
-    stride = {
-        "backbone": ("efficientnet_lite0", "efficientnet_lite0_stride8"),
-        "cam.sigma": (2.5, 5.0),
-    }
+    stride = {"backbone": ("efficientnet_lite0", "efficientnet_lite0_stride8"), "cam.sigma": (2.5, 5.0)}
     augmented = {"cam.views.cached": (True, False)}
     expected: dict[str, dict[str, Any]] = {
         "recipe": {},
         "trained": {"cam.freeze": (True, False)},
         "siamese": {"cam.siamese": (False, True)},
-        "learned": {"cam.learn_similarity": (False, True)},
+        "learned": {"cam.learn_fsl": (False, True)},
         "draws100": {"cam.num_samples": (1, 100)},
         "stride8_sigma5": stride,
         "augmented448": augmented,
@@ -147,9 +155,7 @@ def test_every_row_differs_from_the_recipe_in_what_its_name_says() -> None:
     for name, changes in ablation.ROWS.items():
         row = flat(load_profile("photos", changes).model_dump())
         changed = {field: (base[field], row[field]) for field in row if row[field] != base[field]}
-        assert {field: value for field, value in changed.items() if field not in unused} == expected[name], (
-            name
-        )
+        assert {field: value for field, value in changed.items() if field not in unused} == expected[name], name
         if not row["cam.views.cached"]:
             assert (row["cam.views.crop"], row["cam.views.long_side"]) == (448, (448, 768)), name
             assert row["cam.views.jitter"] == (0.3, 0.3, 0.3, 0.1), name
@@ -158,23 +164,20 @@ def test_every_row_differs_from_the_recipe_in_what_its_name_says() -> None:
 def test_the_row_trained_reaches_the_first_layer(tmp_path: Path) -> None:
     """On the photographs' own backbone: its stem learns, and no file keeps features; in the recipe it is the other way."""
     make_synthetic(tmp_path / "fish", num_train=2, num_val=1, size=48)
-    small = {
-        "cam.epochs": 1, "cam.batch_size": 2, "cam.views.sizes": [[48, 48]], "threads": 1,
-        "data.root": str(tmp_path / "fish"), "seeds": [0],
-    }  # fmt: skip
+    small = "cam.epochs=1 cam.batch_size=2 cam.views.sizes=[[48,48]] threads=1"
     start = EfficientNetLite0()
     start.load_imagenet()
     first, last = "_conv_stem.weight", "_blocks.12._project_conv.weight"
     for name, learns in (("recipe", False), ("trained", True)):
-        run = open_run(load_profile("photos", {**small, **ablation.ROWS[name]}), tmp_path / name)
-        run.train_cam("lambda1_fsl", 0)
-        saved = torch.load(tmp_path / name / "cam/lambda1_fsl/seed0/model/checkpoint.pt", weights_only=True)
+        data = {"data": {"root": str(tmp_path / "fish")}}
+        row = train_cam(
+            open_run(load_profile("photos", small, ablation.ROWS[name], data), tmp_path / name), "lambda1_fsl", 0
+        )
+        saved = torch.load(tmp_path / name / row.steps["model"] / "checkpoint.pt", weights_only=True)
         modules = saved["modules"]
         assert torch.equal(modules[f"net.{first}"], start.state_dict()[first]) != learns
         assert not torch.equal(modules[f"net.{last}"], start.state_dict()[last])
-        assert torch.equal(modules["net._bn0.weight"], start.state_dict()["_bn0.weight"]), (
-            "BatchNorm is fixed"
-        )
+        assert torch.equal(modules["net._bn0.weight"], start.state_dict()["_bn0.weight"]), "BatchNorm is fixed"
         assert bool(list((tmp_path / name).glob("views/*.pt"))) != learns
 
 
@@ -187,9 +190,7 @@ def test_the_ablation_in_miniature(
     words += [word for change in small for word in ("--set", change)]
     assert ablation.main([*words, "--only", "recipe,draws100"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [bool(re.match(r"\| (recipe|draws100) \| 2 \| [\d.]+ ± [\d.]+ \|", line)) for line in lines].count(
-        True
-    ) == 4
+    assert [bool(re.match(r"\| (recipe|draws100) \| 2 \| [\d.]+ ± [\d.]+ \|", line)) for line in lines].count(True) == 4
     rows = json.loads((tmp_path / "runs/ablation.json").read_text())["rows"]
     assert [(row["row"], row["seeds"], len(row["miou"])) for row in rows] == [
         ("recipe", [0, 3], 2),

@@ -20,11 +20,9 @@ from browser import CHROMIUM, Play, chromium, jupyterlab, run_all, wait_for_the_
 from PIL import Image
 from playwright.sync_api import expect
 
-from wsss_nb import widgets
+from wsss_nb import teach as widgets
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser on this machine: apt-get install chromium"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine: apt-get install chromium")
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = {
@@ -39,7 +37,7 @@ WALK = "walk.ipynb"  # notebook 05 trains before it can show its explorer; here 
 def lab(tmp_path_factory):
     """JupyterLab on the lessons."""
     walk = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("from wsss_nb import widgets\n\nwidgets.WalkExplorer()")],
+        cells=[nbformat.v4.new_code_cell("from wsss_nb import teach as widgets\n\nwidgets.WalkExplorer()")],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
     sources = [nbformat.read(FOLDER / name, as_version=4) for name in LESSONS.values()]
@@ -185,9 +183,7 @@ def test_a_photograph_of_one_s_own(explorer, tmp_path):
         words = play.expect_another_picture(before)
     assert seen.words[0] == "looking at the photograph …"
     assert "activation map of tripod" in words and "IoU" not in words, "nobody has outlined it"
-    assert (
-        play.chosen("class").startswith("tripod  (") and play.chosen("photograph") == "own photo: at work.png"
-    )
+    assert play.chosen("class").startswith("tripod  (") and play.chosen("photograph") == "own photo: at work.png"
     found = _number(words, "covered")
     assert _number(play.press("threshold", times=5), "covered") != found
 

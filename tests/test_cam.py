@@ -35,10 +35,7 @@ def test_eq1_by_hand():
 def test_eq1_is_scipys_softmax_over_the_classes():
     logits = np.random.default_rng(0).normal(scale=30, size=(2, 5, 3, 4))
     np.testing.assert_allclose(
-        class_activation_map(torch.from_numpy(logits)).numpy(),
-        softmax(logits, axis=1),
-        rtol=1e-12,
-        atol=1e-300,
+        class_activation_map(torch.from_numpy(logits)).numpy(), softmax(logits, axis=1), rtol=1e-12, atol=1e-300
     )
 
 

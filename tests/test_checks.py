@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from wsss_nb import checks
+from wsss_nb.teach import checks
 
 
 def _max_gradient(cam):
@@ -37,8 +38,7 @@ def _walk(scores, transition, steps):
 
 def _cross_entropy(logits, target):
     values = [
-        logits[:, i, j].logsumexp(0) - logits[target[i, j], i, j]
-        for i, j in torch.nonzero(target != 255).tolist()
+        logits[:, i, j].logsumexp(0) - logits[target[i, j], i, j] for i, j in torch.nonzero(target != 255).tolist()
     ]
     return sum(values) / len(values)
 
@@ -100,11 +100,7 @@ SLIPS = [
     (checks.check_walk, lambda s, T, n: s @ torch.linalg.matrix_power(T, 2**n), "not squared"),
     (checks.check_walk, lambda s, T, n: _walk(s, T.T, n), "transposed"),
     (checks.check_walk, lambda s, T, n: s @ T**n, "each element"),
-    (
-        checks.check_ignored_cross_entropy,
-        lambda x, y: _cross_entropy(x, y) * (y != 255).float().mean(),
-        "not over all",
-    ),
+    (checks.check_ignored_cross_entropy, lambda x, y: _cross_entropy(x, y) * (y != 255).float().mean(), "not over all"),
     (checks.check_ignored_cross_entropy, lambda x, y: _cross_entropy(x, y * (y != 255)), "not background"),
     (checks.check_ignored_cross_entropy, lambda x, y: _cross_entropy(x, y) * (y != 255).sum(), "not the sum"),
     (checks.check_ignored_cross_entropy, lambda x, y: -_cross_entropy(x, y), "sign"),
@@ -141,6 +137,7 @@ SLIPS = [
     (checks.check_draws_needed, lambda std, wanted: math.ceil(std / wanted), "square root"),
     (checks.check_draws_needed, lambda std, wanted: int((std / wanted) ** 2), "a little too noisy"),
     (checks.check_draws_needed, lambda std, wanted: (std / wanted) ** 2, "whole numbers"),
+    (checks.check_draws_needed, lambda std, wanted: int((std / wanted) ** 2) + 1, "whole already"),
     (checks.check_mu_for, lambda d: math.log(d / (1 - d)), "the sign"),
     (checks.check_mu_for, lambda d: -math.log(d), "needs the logit"),
     (checks.check_mu_for, lambda d: 1 / (1 + math.exp(d)), "cross-over for a given mu"),
@@ -148,6 +145,8 @@ SLIPS = [
     (checks.check_closed_form, lambda d, mu: -_closed(d, mu), "the sign"),
     (checks.check_closed_form, lambda d, mu: _closed(d, 0), "mu is ignored"),
     (checks.check_closed_form, lambda d, mu: torch.tanh(mu + torch.log(d / (1 - d)) * 0 / 0), "nan"),
+    (checks.check_closed_form, lambda d, mu: torch.tanh(mu + torch.log(d / (1 - d))), "logarithm"),
+    (checks.check_closed_form, lambda d, mu: torch.tanh(mu + torch.logit(d)), "derivative"),
     (checks.check_laplacian, lambda M, a: torch.einsum("ik,ij,jk->", a, M, a), "degrees D"),
     (checks.check_laplacian, lambda M, a: 2 * SOLUTIONS[checks.check_laplacian](M, a), "factor 1/2"),
     (checks.check_laplacian, lambda M, a: -SOLUTIONS[checks.check_laplacian](M, a), "D - M, not M - D"),
@@ -188,13 +187,54 @@ def test_unfinished_and_broken_answers(check):
     assert "expected shape" in check(lambda *arguments: torch.zeros(7, 7, 7)).message
 
 
-def test_a_wrong_number_is_told_with_the_right_one():
-    assert check_message(lambda d: 2.0) == "<lambda>: expected 2.197, got 2"
+@pytest.mark.parametrize("check", SOLUTIONS, ids=lambda check: check.__name__)
+def test_a_result_that_ignores_the_inputs_fails(check):
+    """The first right result, kept for whatever comes after."""
+    kept = []
+
+    def constant(*arguments):
+        kept.append(SOLUTIONS[check](*arguments))
+        return kept[0]
+
+    assert not check(constant) and len(kept) > 1, "right once, and asked again"
 
 
-def check_message(answer):
-    """What check_mu_for says."""
-    return checks.check_mu_for(answer).message
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (2.0, "<lambda>: got 2, too small by about 9 %"),
+        (2.5, "got 2.5, too large by about 10 %"),
+        (-7, "by more than its own size"),
+    ],
+)
+def test_a_wrong_number_is_told_how_far_off_it_is_and_not_the_right_one(answer, words):
+    message = checks.check_mu_for(lambda delta: answer).message
+    assert words in message and "2.19" not in message
+    assert "expected 0." in checks.check_pmf(lambda cam: cam * 0).message, "one element of a map may be told"
+
+
+def test_draws_that_are_whole_already():
+    right = SOLUTIONS[checks.check_draws_needed]
+    assert right(0.4, 0.1) == 16 and right(0.5, 0.125) == 16
+    assert checks.check_draws_needed(lambda std, wanted: math.ceil(std**2 / wanted**2)), "in any order"
+
+
+def test_a_verdict_can_be_required():
+    checks.check_mu_for(SOLUTIONS[checks.check_mu_for]).require()
+    with pytest.raises(AssertionError, match="the sign: mu is minus the logit"):
+        checks.check_mu_for(lambda delta: math.log(delta / (1 - delta))).require()
+
+
+def test_a_teacher_s_own_check():
+    @checks.exercise("that is the mean", lambda g: [torch.rand(4, generator=g)], cases=[(torch.ones(2),)])
+    def check_mean(x):
+        """``function(x (n,)) -> number``."""
+        return x.mean(), {"this is the sum": x.sum()}
+
+    assert check_mean.__name__ == "check_mean" and "function(x" in check_mean.__doc__
+    assert (
+        check_mean(torch.mean).message == "that is the mean" and check_mean(torch.sum).message == "sum: this is the sum"
+    )
 
 
 def test_iou_is_asked_for_disjoint_and_for_empty_masks():
@@ -216,13 +256,10 @@ def test_iou_is_asked_for_disjoint_and_for_empty_masks():
         both, either = counts(prediction, target)
         return both / either if either else 1.0
 
-    assert "disjoint masks: expected 0, got 1" in checks.check_iou(one_if_disjoint).message
+    assert "disjoint masks have no pixel in common, got 1" in checks.check_iou(one_if_disjoint).message
     words = "an empty mask stops it with ZeroDivisionError: division by zero"
     assert words in checks.check_iou(divides_by_zero).message
-    assert (
-        "two empty masks: expected a number (their union is 0), got nan"
-        in checks.check_iou(not_a_number).message
-    )
+    assert "two empty masks: expected a number (their union is 0), got nan" in checks.check_iou(not_a_number).message
     assert checks.check_iou(one_if_empty), "0 or 1, that is a matter of taste"
 
 
@@ -232,6 +269,12 @@ def test_a_guard_in_the_closed_form_is_seen(guard):
         return torch.tanh(mu + torch.log((delta + guard) / (1 - delta + guard)))
 
     assert "exactly -1 and 1" in checks.check_closed_form(guarded).message
+
+
+def test_numpy_and_plain_numbers_are_welcome_in_the_closed_form():
+    """Autograd cannot follow them; they are judged by their values."""
+    assert checks.check_closed_form(lambda delta, mu: np.array([_closed(float(d), mu) for d in delta]))
+    assert checks.check_closed_form(lambda delta, mu: _closed(delta.numpy(), mu))
 
 
 def test_praise_does_not_claim_what_was_not_asked():

@@ -2,81 +2,70 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 from fake_run import make_fake_run
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
-from pydantic import Field
 
 from wsss_nb import cli
-from wsss_nb.config import Config
-from wsss_nb.errors import InputError
-from wsss_nb.experiment.options import (
-    add_profile_flags,
-    override,
-    overrides_in,
-    parameters_in,
-    profile_options,
-)
-from wsss_nb.experiment.provenance import command_line, git_state, manifest, write_manifest
-
-SCORES = {"miou": 0.5, "contour_f": 0.25, "protocol": {"split": "val", "crf": False, "seed": 0}}
-COST = {"seconds": 3.0, "peak_memory_mb": 1.0, "device": "cpu", "threads": 1}
+from wsss_nb.run import pipeline, prepare
+from wsss_nb.run.profiles import Profile
+from wsss_nb.run.provenance import COMMAND, command_line
+from wsss_nb.system.arguments import minutes_by_notebook, words
+from wsss_nb.system.errors import InputError
+from wsss_nb.system.files import read_json
 
 
-class FakeRun:
-    """Stands in for a run: remembers what it was asked for."""
+class Opened(list[Profile]):
+    """The profiles of the runs that commands open, none of which trains anything, and what they were asked for."""
 
-    def __init__(self, profile: Any, out_dir: Path, calls: list[Any]) -> None:
-        self.profile, self.out_dir, self.calls = profile, out_dir, calls
-
-    def _row(self, **fields: Any) -> dict[str, Any]:
-        return {"seed": 0, "scores": SCORES, "cost": COST, **fields}
-
-    def train_cams(self) -> list[dict[str, Any]]:
-        self.calls.append("train_cams")
-        return [self._row(variant="lambda1_fsl"), self._row(variant="seam")]
-
-    def train_cam(self, variant: str, seed: int) -> dict[str, Any]:
-        self.calls.append((variant, seed))
-        return self._row(variant=variant, seed=seed)
-
-    def train_affinitynet(self, method: str) -> dict[str, Any]:
-        self.calls.append(("affinitynet", method))
-        return self._row(stage="affinitynet", method=method)
-
-    def train_deeplab(self, method: str) -> dict[str, Any]:
-        self.calls.append(("deeplab", method))
-        return self._row(stage="deeplab", method=method)
+    def __init__(self) -> None:
+        super().__init__()
+        self.folders: list[Path] = []
+        self.calls: list[tuple[Any, ...]] = []
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]:
-    """Runs that commands open, none of which trains anything; the working directory is empty."""
-    runs: list[FakeRun] = []
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opened:
+    """The working directory is empty."""
+    found = Opened()
 
-    def open_run(profile: Any, out_dir: Any) -> FakeRun:
-        runs.append(FakeRun(profile, Path(out_dir), []))
-        return runs[-1]
+    def open_run(profile: Profile, out_dir: Path) -> Profile:
+        found.append(profile)
+        found.folders.append(out_dir)
+        return profile
 
-    fake = ModuleType("wsss_nb.experiment.pipeline")
-    fake.__dict__["open_run"] = open_run
-    monkeypatch.setitem(sys.modules, "wsss_nb.experiment.pipeline", fake)
+    def row(name: str) -> Callable[..., Any]:
+        def call(run: Profile, variant: str, *seed: int) -> Any:
+            found.calls.append((name, variant, *seed))
+            protocol = {"split": "val", "crf": False, "seed": 0, "void": None}
+            scores = SimpleNamespace(miou=0.5, contour_f=0.25, protocol=protocol)
+            stage = {} if name == "cam" else {"stage": name}
+            cost = SimpleNamespace(seconds=3.0)
+            return SimpleNamespace(variant=variant, seed=0, scores=scores, cost=cost, folder="maps", **stage)
+
+        return call
+
+    monkeypatch.setattr(prepare, "open_run", open_run)
+    for name in ("cam", "affinitynet", "deeplab"):
+        monkeypatch.setattr(pipeline, f"train_{name}", row(name))
+    monkeypatch.setattr(pipeline, "train_cams", lambda run: [row("cam")(run, name) for name in run.grid()])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WSSS_NB_COMMAND", raising=False)
-    return runs
+    monkeypatch.delenv(COMMAND, raising=False)
+    return found
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -87,282 +76,241 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0].removeprefix("wsss-nb: error: ")
 
 
-# Flags
+# Flags and commands
+
+HELP = {
+    "": "Importance sampling CAMs",
+    "run": "--cam.optimizer.learning_rate",
+    "sweep": "--ray-address ADDRESS",
+    "train": "Train one stage",
+    "train cam": "--variant NAME",
+    "train affinitynet": "--seed INT",
+    "train deeplab": "--deeplab.crf.bilateral_sxy",
+    "evaluate": "--checkpoint FILE",
+    "submit": "FILE.tar.gz",
+    "verify": "--against DIR",
+    "course": "student",
+    "data": "Make and check data sets",
+    "data synthetic": "--num-train N",
+    "data voc": "carries on where it",
+    "data labels": "--split NAME",
+    "data check": "--skip-bad",
+}
 
 
-class Inner(Config):
-    rate: float = 0.1
-    sizes: tuple[tuple[int, int], ...] = ()
-    rule: str = "complement"
-    kind: Literal["max", "average"] = "max"
-    draws: int | None = Field(1, description="None means 100 % exact")
-
-
-class Outer(Config):
-    name: str = "x"
-    seeds: tuple[int, ...] = (0,)
-    inner: Inner = Inner()
-    other: Inner | None = None
-    flag: bool = True
-
-
-def test_every_field_is_a_flag() -> None:
-    inner = {
-        "rate": "FLOAT", "sizes": "INT,...,...", "rule": "TEXT", "kind": "max|average", "draws": "INT|null",
-    }  # fmt: skip
-    expected = {"seeds": "INT,..."} | {f"inner.{name}": kind for name, kind in inner.items()}
-    expected |= {"other": "null"} | {f"other.{name}": kind for name, kind in inner.items()}
-    assert {option.name: option.kind for option in profile_options(Outer)} == expected | {
-        "flag": "true|false"
-    }
-    parser = argparse.ArgumentParser()
-    add_profile_flags(parser, Outer)
-    arguments = ["--seeds", "0,1, 2", "--inner.rate", "0.5", "--inner.rule", "2012", "--flag", "False"]
-    arguments += ["--set", "inner.rate=0.25", "--inner.draws", "null", "--inner.sizes", "[[96, 96]]"]
-    assert parser.parse_args(arguments).overrides == [
-        "seeds=[0,1,2]", 'inner.rule="2012"', "flag=false", "inner.rate=0.25", "inner.draws=null",
-        "inner.sizes=[[96,96]]",
-    ]  # fmt: skip
-    assert parser.parse_args([]).overrides == []
-    assert "100 % exact" in parser.format_help()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("seeds", "0,1, 2"), ("seeds", "3"), ("inner.rule", "2012"), ("flag", "False"), ("other", "null"),
-     ("inner.sizes", "[[96, 96]]")],
-)  # fmt: skip
-def test_set_reads_a_value_as_the_fields_own_flag_does(field: str, value: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_profile_flags(parser, Outer)
-    by_flag = parser.parse_args([f"--{field}", value]).overrides
-    assert parser.parse_args(["--set", f"{field}={value}"]).overrides == by_flag
-    with pytest.raises(InputError, match=rf"--set: expected FIELD=VALUE, got '{field}'"):
-        parser.parse_args(["--set", field])
-    assert parser.parse_args(["--set", "no.field=a"]).overrides == ['no.field="a"'], "refused by the profile"
-
-
-def test_overrides_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("seeds: [0, 1]\ninner:\n  rate: 0.5\n  rule: power:6\nother.kind: average\n")
-    assert overrides_in(str(path)) == [
-        "seeds=[0,1]",
-        "inner.rate=0.5",
-        'inner.rule="power:6"',
-        'other.kind="average"',
-    ]
-    path.write_text("- 1\n")
-    with pytest.raises(InputError, match=r"mine.yaml: expected fields and values, got list"):
-        overrides_in(str(path))
-    with pytest.raises(InputError, match=r"none.yaml: expected a YAML file, got .*No such file"):
-        overrides_in(str(tmp_path / "none.yaml"))
-
-
-def test_notebook_parameters_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("draws: 3\nrate: 0.5\nname: power:6\nquick: true\nnone: null\n")
-    assert parameters_in(str(path)) == {
-        "draws": 3, "rate": 0.5, "name": "power:6", "quick": True, "none": None,
-    }  # fmt: skip
-    path.write_text("draws: [1, 2]\n")
-    with pytest.raises(InputError, match=r"mine.yaml: draws: expected text, a number, .*, got \[1, 2\]"):
-        parameters_in(str(path))
-    path.write_text("a: {b: 1}\n")
-    with pytest.raises(InputError, match=r"a: expected text"):
-        parameters_in(str(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("seeds", r"--set: expected FIELD=VALUE, got 'seeds'"), ("a=[0", r"a: expected a value such as"),
-     ("a=two words", r"a: expected a value without spaces, got 'two words'")],
-)  # fmt: skip
-def test_wrong_overrides(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        override(text)
-
-
-def test_every_field_of_the_real_profiles_survives_the_command_line() -> None:
-    from wsss_nb.experiment.profiles import PROFILES, Profile, load_profile
-
-    options = {option.name: option for option in profile_options(Profile)}
-    for name in PROFILES:
-        profile = load_profile(name)
-        given = []
-        for field, option in options.items():
-            value: Any = profile
-            for part in field.split("."):
-                value = None if value is None else getattr(value, part)
-            if isinstance(value, Config) or (value is None and "." in field):
-                continue
-            given.append(override(value if isinstance(value, str) else json.dumps(value), option))
-        assert load_profile(name, " ".join(given)) == profile
-        assert len(given) > 50
-
-
-# Commands
-
-
-def test_train_cam_takes_lambda(opened: list[FakeRun], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "cam", "--lambda", "0.5", "--cam.epochs", "3", "--seed", "4"]) == 0
-    (run,) = opened
-    assert run.calls == [("lambda0.5_fsl", 4)]
-    assert run.profile.cam.epochs == 3 and run.out_dir == Path("runs/quick")
+@pytest.mark.parametrize("command", HELP)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "lambda0.5_fsl" in shown and "50.0" in shown and "protocol: split val, crf False" in shown
-
-    assert cli.main(["train", "cam", "--lambda", "0.6", "--no-fsl", "--out", "elsewhere"]) == 0
-    assert opened[-1].calls == [("lambda0.6", 0)] and opened[-1].out_dir == Path("elsewhere")
-    assert opened[-1].profile.lambdas == (*run.profile.lambdas, 0.6)
-    assert cli.main(["train", "cam", "--baseline", "seam"]) == 0
-    assert opened[-1].calls == [("seam", 0)]
+    assert shown.startswith(f"usage: wsss-nb {command}".rstrip()) and HELP[command] in shown
+    assert all(name in shown for name in cli.COMMANDS) or command
 
 
-def test_other_stages_and_sweep(opened: list[FakeRun], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "deeplab", "--method", "seam"]) == 0
-    assert cli.main(["train", "affinitynet"]) == 0
-    assert cli.main(["sweep", "--lambda", "0,1", "--seeds", "0,1", "--workers", "1", "--skip-bad"]) == 0
-    assert [run.calls for run in opened] == [[("deeplab", "seam")], [("affinitynet", "ours")], ["train_cams"]]
-    profile = opened[-1].profile
-    assert profile.lambdas == (0.0, 1.0) and profile.seeds == (0, 1) and profile.workers == 1
-    assert profile.data.skip_bad
+def test_train_takes_variants_and_seeds(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "cam", "--variant", "lambda0.5_fsl", "--cam.epochs", "3", "--seed", "4"]) == 0
+    assert opened.calls == [("cam", "lambda0.5_fsl", 4)] and opened.folders == [Path("runs/quick")]
+    assert opened[0].cam.epochs == 3 and opened[0].seeds == (0, 4)
+    shown = capsys.readouterr().out
+    assert "lambda0.5_fsl" in shown and "50.0    25.0" in shown and "protocol: split val, crf False\n" in shown
+
+    for arguments, expected in (
+        ("train cam --variant lambda0.6 --out elsewhere", ("cam", "lambda0.6", 0)),
+        ("train cam", ("cam", "lambda1_fsl", 0)),
+        ("train deeplab --variant seam", ("deeplab", "seam")),
+        ("train affinitynet", ("affinitynet", "lambda1_fsl")),
+        ("train affinitynet --variant binomial --seed 0", ("affinitynet", "binomial")),
+    ):
+        assert cli.main(arguments.split()) == 0
+        assert opened.calls[-1] == expected and expected[1] in opened[-1].grid()
+    assert opened.folders[1] == Path("elsewhere") and opened[1].variants == ("average", "seam", "lambda0.6")
     assert "deeplab seam" in capsys.readouterr().out
 
 
-def notebook(path: Path, source: str) -> None:
-    parameters = 'profile = "quick"\ndata_root = ""\nout_dir = "runs/quick"\nseed = 0\noverrides = ""'
+def test_sweep_takes_fields_files_and_variants(opened: Opened, tmp_path: Path) -> None:
+    Path("mine.yaml").write_text("seeds: [0, 1]\nworkers: 3\ncam: {mu: 3.0}\n")
+    Path("loss_of_mine.py").write_text("def loss(maps, images, labels): return 0\n")
+    command = "sweep --config mine.yaml --lambdas 0,1 --workers 1 --data.skip_bad true --data images"
+    command += " --variant log_sum_exp --variant average --variant binomial+fsl --extra-loss loss_of_mine:loss"
+    assert cli.main(command.split()) == 0
+    (profile,) = opened
+    assert profile.lambdas == (0.0, 1.0) and profile.seeds == (0, 1) and profile.workers == 1, "flags win over files"
+    assert profile.data.skip_bad and profile.data.root == str(tmp_path / "images") and profile.cam.mu == 3
+    assert profile.variants == ("average", "seam", "log_sum_exp", "binomial+fsl")
+    assert profile.cam.extra_loss == "loss_of_mine:loss"
+    assert [name for _, name in opened.calls] == list(profile.grid())
+
+
+def notebook(path: Path, source: str, more: str = "") -> None:
+    parameters = f'profile = "quick"\ndata_root = ""\nout_dir = "runs/quick"\nseed = 0\noverrides = ""\n{more}'
     cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(source)]
     path.parent.mkdir(exist_ok=True)
     nbformat.write(new_notebook(cells=cells), path)
 
 
-def test_run(opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_run(opened: Opened, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write = "import json, os, pathlib\ncommand = os.environ['WSSS_NB_COMMAND']\n"
-    write += "values = [profile, data_root, seed, overrides, command]\n"
-    notebook(
-        tmp_path / "books/04_a.ipynb",
-        write + "pathlib.Path(out_dir, 'a.json').write_text(json.dumps(values))",
-    )
+    write += "values = [profile, data_root, seed, overrides, draws, command]\n"
+    write += "pathlib.Path(out_dir, 'a.json').write_text(json.dumps(values))"
+    notebook(tmp_path / "books/04_a.ipynb", write, "draws = 1")
+    arguments = "run --out mine --notebooks books --seeds 3,4 --data images --cam.epochs 2 -p draws 5"
+    command = arguments.split()
+    assert cli.main(command) == 0
+    assert opened[-1].data.root == str(tmp_path / "images") and opened.folders == [Path("mine")]
+    *values, told = json.loads(Path("mine/a.json").read_text())
+    assert values == ["mine/config.yaml", "", 3, "", 5], "the run's settings are in its folder"
+    assert "mine: 1 notebooks run, 0 up to date, 0 not done" in capsys.readouterr().out
+    assert told == command_line() and COMMAND not in os.environ
+
+    assert cli.main(command) == 0
+    assert "0 notebooks run, 1 up to date" in capsys.readouterr().out
+
+    notebook(tmp_path / "books/04_a.ipynb", "raise ValueError('no')", "draws = 1")
     notebook(tmp_path / "books/07_b.ipynb", "1")
-    command = ["run", "--profile", "quick", "--out", "mine", "--notebooks", "books", "--seeds", "3,4"]
-    command += ["--data", "images", "--set", "cam.epochs=2"]
-    assert cli.main(command) == 0
-    assert opened[-1].profile.data.root == str(tmp_path / "images") and opened[-1].out_dir == Path("mine")
-    values = json.loads(Path("mine/a.json").read_text())
-    assert values[:4] == ["quick", "images", 3, "seeds=[3,4] cam.epochs=2"]
-    assert "mine: 2 notebooks run, 0 up to date, 0 not done" in capsys.readouterr().out
-    assert values[4] == command_line() and "WSSS_NB_COMMAND" not in os.environ
-    assert not Path("mine/run.json").exists(), "nothing was trained"
-
-    assert cli.main(command) == 0
-    assert "0 notebooks run, 2 up to date" in capsys.readouterr().out
-
-    notebook(tmp_path / "books/04_a.ipynb", "raise ValueError('no')")
     assert cli.main(command) == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert errors == [
+    assert capsys.readouterr().err.splitlines() == [
         "wsss-nb: error: 04_a: 04_a.ipynb: cell 2 (In [3]), line 1: ValueError: no",
         "wsss-nb: error: 07_b: not run: it needs 04_a, which has not run to its end",
     ]
 
 
+def test_each_notebook_has_its_limit(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("01_a", "04_b", "07_c"):
+        notebook(tmp_path / f"books/{name}.ipynb", "1")
+    found: list[Any] = []
+    monkeypatch.setattr("wsss_nb.run.notebooks.run_notebooks", lambda *_, **options: found.append(options) or [])
+    for text, expected in (("1", (60, 60, 60)), ("1,04=9", (60, 540, 60)), ("07_c=5", (None, None, 300))):
+        assert cli.main(["run", "--notebooks", "books", "--timeout", text]) == 0
+        assert tuple(found[-1]["timeouts"].values()) == expected
+    assert cli.main(["run", "--notebooks", "books", "--only", "07,01_a"]) == 0
+    assert found[-1]["chosen"] == ["07_c", "01_a"] and minutes_by_notebook("30,04=1.5") == {"": 30, "04": 1.5}
+    assert words("04,,07") == ("04", "07")
+
+
 def test_drawing_a_finished_run_needs_its_results_only(
-    opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    opened: Opened, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Today's settings, data and code are not those that made it, and are not asked for."""
-    make_fake_run(
-        tmp_path / "mine", num_val=2, weights=(1.0,), fsl=(True,), methods=("sampling",), seeds=(0,)
-    )
+    make_fake_run(tmp_path / "mine", num_val=2, lams=(1.0,), fsl=(True,), baselines=(), seeds=(0,))
     (tmp_path / "mine/run.json").write_text(json.dumps({"command": "wsss-nb run --profile photos"}))
     before = (tmp_path / "mine/run.json").read_bytes()
     notebook(tmp_path / "books/04_a.ipynb", "raise ValueError('trained')")
     shutil.copy(Path(__file__).parents[1] / "notebooks/08_tables.ipynb", tmp_path / "books")
     command = ["run", "--out", "mine", "--notebooks", "books", "--only", "08", "--figures", "published"]
-    assert cli.main(command) == 0
+    assert cli.main(command) == 0, capsys.readouterr()
     assert "mine: 1 notebooks run, 0 up to date, 0 not done" in capsys.readouterr().out
     assert not opened and (tmp_path / "mine/run.json").read_bytes() == before
-    made = json.loads((tmp_path / "published/table_1.json").read_text())
+    made = read_json(tmp_path / "published/table_1.json")
     assert made["command"] == command_line() and made["made_by"]["command"] == "wsss-nb run --profile photos"
+    assert cli.main(["verify", "published"]) == 0
+    assert "files match" in capsys.readouterr().out
 
     (tmp_path / "mine/results.json").write_text('{"cam": [{}]}')
-    assert "mine/results.json: schema: expected this field, got none" in error_of(capsys, *command)
+    assert "mine/results.json: " in error_of(capsys, *command)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train cam --lambda 1.2", "argument --lambda: expected a number from 0 to 1, got 1.2"),
-        ("train cam --lambda much", "argument --lambda: expected a number from 0 to 1, got much"),
-        ("run --lambda 0,1.2", "argument --lambda: expected a number from 0 to 1, got 1.2"),
-        ("run --lambdas 0,1.2", "lambdas.1"),
-        (
-            "run --refine seam",
-            "refine: expected ours among them for 05_train_affinitynet and 06_train_deeplab",
-        ),
-        ("run --lambdas 0,0.5", "refine: ours goes through stages 2 and 3 and needs lambdas with 1"),
+        ("train cam --variant lambda1.2", "variant: expected one of average, seam, log_sum_exp, binomial, lambda0 to"),
+        ("train cam --variant no_module:x", "variant: expected module no_module to import, got ModuleNotFoundError"),
+        ("train deeplab --seed 3", "--seed: expected 0, the first of seeds, for deeplab, got 3"),
+        ("train cam --seed much", "argument --seed: invalid int value: 'much'"),
+        ("sweep --variant max", "quick: variant: expected one of average"),
+        ("run --lambdas 0,1.2", "lambdas.1: Input should be less than or equal to 1, got 1.2"),
+        ("run --refine []", "refine: expected a variant for 05_b and 06_c, got none; or --only 01,02,03,04"),
+        ("run --lambdas 0,0.5", "refine: expected variants of the run (lambda0, "),
         ("run --deeplab.crf.backend cuda", "crf.backend: expected a GPU on which Triton's kernels run"),
         ("run --cam.epoch 3", "unknown flag --cam.epoch, did you mean --cam.epochs"),
-        ("run --set cam.epoch=3", "cam.epoch: no such field"),
-        ("run --cam.epochs many", "cam.epochs"),
-        ("run --cam.siamese maybe", "cam.siamese"),
-        ("run --profile slow", "argument --profile: invalid choice: 'slow'"),
-        ("run -p drws 3 --notebooks books", "drws: expected a parameter of a notebook (), got another name"),
-        ("run -p seed 3 --notebooks books", "seed: expected to be set by the run's own flags (--seeds,"),
+        ("run --cam.epochs many", "cam.epochs: Input should be a valid integer, got 'many'"),
+        ("run --cam.siamese maybe", "cam.siamese: Input should be a valid boolean"),
+        ("run --profile slow", "profile: expected one of icam, paper, photos, quick, seam or a YAML file, got 'slow'"),
+        ("run --profile none.yaml", "none.yaml: expected a YAML file, got No such file"),
+        ("run --config none.yaml", "none.yaml: expected a YAML file, got No such file"),
+        ("run --config typo.yaml", "cam.epoch: no such field (did you mean cam.epochs?), got 3"),
+        ("run --extra-loss x", "cam: expected extra_loss module:function, got 'x'"),
+        ("run -p drws 3", "drws: expected a notebook's parameter (draws), got -p drws"),
+        ("run -p seed 3", "seed: expected flags of the run (--seeds,"),
+        ("run -p draws many", "04_a.ipynb: draws: expected int, got 'many'"),
         ("run --notebooks nowhere", "nowhere: expected numbered notebooks such as 01_name.ipynb, got none"),
-        ("run --timeout 0", "argument --timeout: expected a number of minutes above 0, got 0"),
-        ("run --timeout 04=0", "argument --timeout: expected a number of minutes above 0, got 0"),
-        ("run --timeout 4,04=5,9", "argument --timeout: expected MINUTES or NOTEBOOK=MINUTES, each once"),
-        ("run --timeout 05=2 --notebooks books", "timeout: expected notebooks of 04_a, got '05'"),
-        (
-            "run -f typo.yaml --notebooks books",
-            "drws: expected a parameter of a notebook (), got another name",
-        ),
-        ("run -f none.yaml --notebooks books", "none.yaml: expected a YAML file, got No such file"),
+        ("run --only 09", "only: expected notebooks of 04_a, 05_b, 06_c, got '09'"),
+        ("run --only ,", "argument --only: expected words separated by commas, got ','"),
+        ("run --timeout 0", "argument --timeout: expected MINUTES or NOTEBOOK=MINUTES above 0, each notebook once"),
+        ("run --timeout 4,04=5,9", "argument --timeout: expected MINUTES or NOTEBOOK=MINUTES above 0, each notebook"),
+        ("run --timeout 07=2", "timeout: expected notebooks of 04_a, 05_b, 06_c, got '07'"),
+        ("run --ray-gpus 1 --only 04", "--ray-gpus: expected together with --ray-address, got it alone"),
+        ("run --out taken/run", "taken/run: expected a writable folder, got Not a directory"),
         ("verify nowhere", "nowhere: expected a folder of figures and tables, got none"),
         ("verify books", "books: expected figures or tables with their manifests, got none"),
-        (
-            "run --out taken/run --notebooks books",
-            "taken/run: expected a writable folder, got Not a directory",
-        ),
+        ("submit --data d", "the following arguments are required: --predictions, --out"),
+        ("course", "the following arguments are required: --out"),
+        ("data cats", "argument WHAT: invalid choice: 'cats'"),
+        ("data voc --root x --sbd nowhere.tgz", "nowhere.tgz: "),
         ("train", "the following arguments are required: STAGE"),
         ("fly", "argument COMMAND: invalid choice: 'fly'"),
     ],
 )
 def test_wrong_input_is_one_line(
-    opened: list[FakeRun], capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, message: str
+    opened: Opened, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, message: str
 ) -> None:
-    notebook(tmp_path / "books/04_a.ipynb", "1")
-    (tmp_path / "typo.yaml").write_text("drws: 3\n")
+    for name, more in (("04_a", "draws = 1"), ("05_b", ""), ("06_c", "")):
+        notebook(tmp_path / f"books/{name}.ipynb", "1", more)
+    (tmp_path / "typo.yaml").write_text("cam: {epoch: 3}\n")
     (tmp_path / "taken").write_text("")
-    assert error_of(capsys, *arguments.split()).startswith(message)
+    given = arguments.split()
+    if given[0] == "run" and "--notebooks" not in given:
+        given += ["--notebooks", "books"]
+    assert error_of(capsys, *given).startswith(message)
     assert not opened
 
 
+def test_course_and_submission(opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["course", "--out", "lessons"]) == 0
+    assert "lessons in student (solutions removed) and teacher (shown)" in capsys.readouterr().out
+    assert {path.parent.name for path in Path("lessons").rglob("01_*.ipynb")} == {"student", "teacher"}
+    Path("books").mkdir()
+    assert "VOC" in error_of(capsys, "submit", "--data", "books", "--predictions", "books", "--out", "x.tar.gz")
+
+
 def test_errors_and_interruptions_have_their_exit_codes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], opened: list[FakeRun]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], opened: Opened
 ) -> None:
-    from wsss_nb.workers import WorkerDiedError
+    from wsss_nb.stages.loop import TrainingError
+    from wsss_nb.system.errors import DiskFullError
+    from wsss_nb.system.workers import WorkerDiedError
 
     def ending_with(error: BaseException) -> int:
-        def sweep(run: FakeRun) -> None:
+        def sweep(run: Any) -> None:
             raise error
 
-        monkeypatch.setattr(FakeRun, "train_cams", sweep)
+        monkeypatch.setattr(pipeline, "train_cams", sweep)
         return cli.main(["sweep"])
 
     assert ending_with(KeyboardInterrupt()) == 130
     assert "interrupted; the same command carries on" in capsys.readouterr().err
     assert ending_with(InputError("a.jpg: expected an image,\n got none")) == 2
     assert capsys.readouterr().err == "wsss-nb: error: a.jpg: expected an image, got none\n"
-    assert ending_with(WorkerDiedError("a worker died")) == 1
-    assert capsys.readouterr().err == "wsss-nb: error: a worker died\n"
+    for kind in (WorkerDiedError, TrainingError, DiskFullError):
+        assert ending_with(kind("it ended")) == 1
+        assert capsys.readouterr().err == "wsss-nb: error: it ended\n"
+    assert ending_with(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more")) == 1
+    assert "the GPU's memory does not suffice (CUDA out of memory); what is finished is kept" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match=r"a bug"):
         ending_with(RuntimeError("a bug"))
 
 
-def test_console_script_ends_with_the_exit_code() -> None:
-    script = [str(Path(sys.executable).with_name("wsss-nb")), "train", "cam", "--lambda", "1.2"]
-    answer = subprocess.run(script, capture_output=True, text=True)
+def test_a_folder_that_another_run_holds(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    from wsss_nb.system.files import only_run
+
+    with only_run(Path("mine")):
+        assert "mine: expected no other run here, got process" in error_of(capsys, "sweep", "--out", "mine")
+    assert not opened and cli.main(["sweep", "--out", "mine"]) == 0
+
+
+def test_the_module_ends_with_the_exit_code() -> None:
+    command = [sys.executable, "-m", "wsss_nb.cli", "train", "cam", "--variant", "lambda1.2"]
+    answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 2 and answer.stdout == "" and answer.stderr.count("\n") == 1
 
 
@@ -392,15 +340,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_evaluate(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "evaluate",
-        "--predictions",
-        str(tmp_path / "predictions"),
-        "--data",
-        str(voc),
-        "--void",
-        "masked",
-    ]
+    command = ["evaluate", "--predictions", str(tmp_path / "predictions"), "--data", str(voc), "--data.void", "masked"]
     assert cli.main([*command, "--json", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     # Background: 4800 - 800 - 200 right of 4800 - 800 + 200; dog: 200 right of 600.
@@ -431,10 +371,7 @@ def test_evaluate_refuses_bad_input(voc: Path, tmp_path: Path, capsys: pytest.Ca
 def test_data_commands(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "check", "--data", str(voc)]) == 0
     assert "val: 2 images of 3 classes, 0 bad" in capsys.readouterr().out
-    assert (
-        cli.main(["data", "labels", "--data", str(voc), "--split", "val", "--out", str(tmp_path / "l.csv")])
-        == 0
-    )
+    assert cli.main(["data", "labels", "--data", str(voc), "--split", "val", "--out", str(tmp_path / "l.csv")]) == 0
     lines = (tmp_path / "l.csv").read_text().splitlines()
     assert [line[0] for line in lines if "dog" in line] == ["b"]
     (voc / "JPEGImages/b.jpg").write_bytes((voc / "JPEGImages/b.jpg").read_bytes()[:200])
@@ -446,57 +383,3 @@ def test_data_commands(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main([*fish, "--size", "64"]) == 0
     assert len(list((tmp_path / "fish/JPEGImages").iterdir())) == 5
     assert "num_classes" in error_of(capsys, *fish[:3], str(tmp_path / "other"), "--num-classes", "1")
-
-
-# Provenance
-
-
-def test_manifest_says_everything_and_nothing_of_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WSSS_NB_COMMAND", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "w.pt").write_bytes(b"weights")
-    monkeypatch.setattr(
-        sys, "argv", ["/opt/env/bin/wsss-nb", "run", f"--data={tmp_path}/photos", "--out", "../x/y"]
-    )
-    profile = {"seeds": [0, 1], "data": {"root": "/far/away/photos"}, "cache": str(tmp_path / "c")}
-    made = write_manifest(
-        tmp_path / "m.json", profile, data_hash="d", weights={"net": tmp_path / "w.pt", "other": "abc"},
-        protocol={"split": "val"}, extra={"arrays": "e"},
-    )  # fmt: skip
-    assert json.loads((tmp_path / "m.json").read_text()) == made
-    assert made["profile"] == {"seeds": [0, 1], "data": {"root": "photos"}, "cache": "c"}
-    assert made["seeds"] == [0, 1] and made["protocol"] == {"split": "val"} and made["arrays"] == "e"
-    assert made["command"] == "wsss-nb run --data=photos --out y" == command_line()
-    sha256 = "9cb4f1d6b2ad2a1b9e3f7cb25bd2e4b3c4cf5b2e"  # of another text
-    assert len(made["weights"]["net"]) == 64 != len(sha256) and made["weights"]["other"] == "abc"
-    assert {"torch", "numpy", "wsss-nb"} <= set(made["packages"])
-    assert made["hardware"]["cores"] >= 1 and made["hardware"]["memory_gib"] > 0
-    assert str(tmp_path) not in json.dumps(made)
-    with pytest.raises(ValueError, match=r"extra: expected names other than .*, got 'git'"):
-        manifest(extra={"git": "mine"})
-
-
-def test_git_state(tmp_path: Path) -> None:
-    assert git_state(tmp_path) is None
-
-    def git(*arguments: str) -> None:
-        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", *name, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    git("init")
-    (tmp_path / "wsss_nb").mkdir()
-    (tmp_path / "wsss_nb/a.py").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    git_state.cache_clear()
-    clean = git_state(tmp_path)
-    assert clean is not None and len(clean["commit"]) == 40 and clean["dirty"] is False
-    git_state.cache_clear()
-    (tmp_path / "figures.pdf").write_text("made by a run")
-    assert git_state(tmp_path) == clean
-    git_state.cache_clear()
-    (tmp_path / "wsss_nb/b.py").write_text("2")
-    assert git_state(tmp_path) == {**clean, "dirty": True}
-    git_state.cache_clear()

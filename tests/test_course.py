@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from wsss_nb.cli import main
-from wsss_nb.cli.experiment import NOTEBOOKS
-from wsss_nb.errors import InputError
-from wsss_nb.experiment.course import LESSONS, make_course
+from wsss_nb.system.errors import InputError
+from wsss_nb.teach.course import LESSONS, make_course
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def _cells(path, tag=None):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from archive_server import Server, serve
 
-from wsss_nb.data.archives import read_archive
 from wsss_nb.data.download import Archive, check_archive, fetch
-from wsss_nb.errors import InputError
+from wsss_nb.data.voc2012 import read_archive
+from wsss_nb.system.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -30,10 +30,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield running
 
 
-def published(
-    server: Server, *more: str, size: int | None = len(CONTENT), digest: str | None = DIGEST
-) -> Archive:
-    return Archive("a.tar", (*more, f"{server.url}/a.tar"), size, digest)
+def published(server: Server, *more: str, size: int | None = len(CONTENT), digest: str | None = DIGEST) -> Archive:
+    return Archive("a.tar", (*more, server.url), size, digest)
 
 
 def closed_port() -> int:
@@ -55,9 +53,7 @@ def test_lost_connections_are_taken_up_where_they_broke(server: Server, tmp_path
     server.cuts = [100_000, 1, 150_000]
     path = fetch(published(server), tmp_path, pause=0)
     assert path.read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [
-        None, "bytes=100000-", "bytes=100001-", "bytes=250001-"
-    ]  # fmt: skip
+    assert [asked for _, asked in server.requests] == [None, "bytes=100000-", "bytes=100001-", "bytes=250001-"]
 
 
 def test_next_call_carries_on(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +64,7 @@ def test_next_call_carries_on(server: Server, tmp_path: Path, capsys: pytest.Cap
     server.requests.clear()
     assert fetch(published(server), tmp_path).read_bytes() == CONTENT
     assert server.requests == [("/a.tar", "bytes=70000-")]
-    assert "carries on from byte 70000" in capsys.readouterr().out
+    assert f"a.tar: carries on from byte 70000, from {server.url}/a.tar\n" in capsys.readouterr().out
 
 
 def test_connections_that_bring_nothing_are_counted_in_a_row(server: Server, tmp_path: Path) -> None:
@@ -93,35 +89,56 @@ def test_whole_part_and_too_long_part(server: Server, tmp_path: Path) -> None:
     assert fetch(published(server), tmp_path).read_bytes() == CONTENT
     (tmp_path / "a.tar").unlink()
     part.write_bytes(CONTENT + b"more")
-    assert fetch(published(server, size=None), tmp_path, pause=0).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == ["bytes=300000-", "bytes=300004-", None]
+    assert fetch(published(server), tmp_path).read_bytes() == CONTENT
+    part.write_bytes((tmp_path / "a.tar").read_bytes() + b"more")
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(InputError, match="the download is removed, the same command starts it again"):
+        fetch(published(server, size=None), tmp_path)
+    assert fetch(published(server, size=None), tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == ["bytes=300000-", None, "bytes=300004-", None]
 
 
 def test_busy_server_is_asked_again_and_a_missing_file_is_not(server: Server, tmp_path: Path) -> None:
     server.statuses = [503, 503]
     assert fetch(published(server), tmp_path, pause=0).read_bytes() == CONTENT
     server.requests.clear()
-    with pytest.raises(InputError, match=r"b\.tar: 404 Not Found"):
-        fetch(Archive("b.tar", (f"{server.url}/b.tar",)), tmp_path, pause=0)
+    with pytest.raises(InputError, match=r"b\.tar: HTTP Error 404: Not Found"):
+        fetch(Archive("b.tar", (server.url,)), tmp_path, pause=0)
     assert len(server.requests) == 1
 
 
-def test_another_address_is_tried(server: Server, tmp_path: Path) -> None:
-    away = f"http://127.0.0.1:{closed_port()}/a.tar"
+def test_another_address_is_tried(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    away = f"http://127.0.0.1:{closed_port()}"
     (tmp_path / "a.tar.part").write_bytes(CONTENT[:5])
-    archive = published(server, f"{server.url}/moved.tar", away)
+    archive = published(server, f"{server.url}/moved", away)
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
-    assert server.requests == [("/moved.tar", "bytes=5-"), ("/a.tar", "bytes=5-")]
+    assert server.requests == [("/moved/a.tar", "bytes=5-"), ("/a.tar", "bytes=5-")]
+    assert f"from {server.url}/a.tar\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"), [(True, "416"), (False, "expected a file of 300000 bytes, got one of 9")]
+)
+def test_a_wrong_address_costs_nothing(server: Server, tmp_path: Path, ranges: bool, message: str) -> None:
+    server.ranges, server.files["/wrong/a.tar"] = ranges, b"not found"
+    (tmp_path / "a.tar.part").write_bytes(CONTENT[:70_000])
+    archive = Archive("a.tar", (f"{server.url}/wrong",), len(CONTENT), DIGEST)
+    with pytest.raises(InputError, match=rf"{message}.*; 70000 bytes are kept"):
+        fetch(archive, tmp_path)
+    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:70_000]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
 def test_no_network_is_one_clear_line(tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    archive = Archive("a.tar", (f"http://{host}:{closed_port()}/a.tar",))
+    archive = Archive("a.tar", (f"http://{host}:{closed_port()}",))
     with pytest.raises(InputError) as caught:
         fetch(archive, tmp_path)
-    assert re.match(rf"a.tar: expected a download, got none \(http://{host}\S+: .+\); without a network put the "
-                    rf"file into {tmp_path} or name it on the command line$", str(caught.value))  # fmt: skip
+    assert re.match(
+        rf"a.tar: expected a download, got none \(http://{host}\S+: .+\); without a network put the "
+        rf"file into {tmp_path} or name it on the command line$",
+        str(caught.value),
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -155,12 +172,7 @@ def test_check_archive(tmp_path: Path) -> None:
 
 def tar(path: Path, *entries: tuple[str, bytes | str], mode: str = "w") -> Path:
     """Entries are name and content, or name and ``kind:target``."""
-    kinds = {
-        "link": tarfile.SYMTYPE,
-        "hard": tarfile.LNKTYPE,
-        "fifo": tarfile.FIFOTYPE,
-        "dir": tarfile.DIRTYPE,
-    }
+    kinds = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE, "dir": tarfile.DIRTYPE}
     with tarfile.open(path, mode) as archive:
         for name, content in entries:
             info = tarfile.TarInfo(name)
@@ -177,39 +189,46 @@ def tar(path: Path, *entries: tuple[str, bytes | str], mode: str = "w") -> Path:
 def contents(path: Path, read: list[str] | None = None) -> dict[str, bytes]:
     """The files, whose names also go into ``read`` as they come."""
     found = {}
-    for inside, data in read_archive(path, lambda inside: inside.suffix == ".x"):
-        found[str(inside)] = data
+    for place, data in read_archive(path, "top", lambda place: place.suffix == ".x"):
+        found[str(place)] = data
         if read is not None:
-            read.append(str(inside))
+            read.append(str(place))
     return found
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 def test_wanted_files_are_read(tmp_path: Path, mode: str) -> None:
-    path = tar(tmp_path / "a.tar", ("d.x", "dir:"), ("d.x/a.x", b"1"), ("./b.x", b""), ("c.y", b"3"),
-               ("l.y", "link:/etc"), mode=mode)  # fmt: skip
+    path = tar(
+        tmp_path / "a.tar",
+        ("top/d.x", "dir:"),
+        ("top/d.x/a.x", b"1"),
+        ("./over/top/b.x", b""),
+        ("top/c.y", b"3"),
+        ("top/.hidden.x", b"4"),
+        ("top/l.y", "link:/etc"),
+        ("elsewhere.x", b"5"),
+        mode=mode,
+    )
     assert contents(path) == {"d.x/a.x": b"1", "b.x": b""}
 
 
-@pytest.mark.parametrize(
-    "name", ["../a.x", "d/../../a.x", "/tmp/a.x", "..", "C:/a.x", "d\\..\\a.x", "/not/wanted"]
-)
+@pytest.mark.parametrize("name", ["../a.x", "d/../../a.x", "/tmp/a.x", "..", "C:/a.x", "d\\..\\a.x", "/top/a.x"])
 def test_names_that_climb_out_are_refused(tmp_path: Path, name: str) -> None:
     read: list[str] = []
     with pytest.raises(InputError, match="expected names inside the archive's own folder") as caught:
-        contents(tar(tmp_path / "a.tar", ("fine.x", b"1"), (name, b"2")), read)
+        contents(tar(tmp_path / "a.tar", ("top/fine.x", b"1"), (name, b"2")), read)
     assert repr(name) in str(caught.value) and not read, "refused before anything is used"
 
 
 @pytest.mark.parametrize("kind", ["link:/etc/passwd", "link:b.x", "hard:b.x", "fifo:"])
 def test_wanted_links_are_refused(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(InputError, match=r"expected plain files, got a link or device 'a\.x'"):
-        contents(tar(tmp_path / "a.tar", ("b.x", b"1"), ("a.x", kind)))
+    with pytest.raises(InputError, match=r"expected plain files, got a link or device 'top/a\.x'"):
+        contents(tar(tmp_path / "a.tar", ("top/b.x", b"1"), ("top/a.x", kind)))
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_damaged_archives(tmp_path: Path, mode: str) -> None:
-    path = tar(tmp_path / "a.tar", ("a.x", CONTENT), mode=mode)
+    path = tar(tmp_path / "a.tar", ("top/a.x", CONTENT), mode=mode)
     path.write_bytes(path.read_bytes()[:150_000])
     with pytest.raises(InputError, match="expected a whole tar archive, got"):
         contents(path)

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from wsss_nb.data.labels import VOC_CLASSES, label_vector, labels_from_csv, labels_from_mask, labels_from_xml
-from wsss_nb.errors import InputError
+from wsss_nb.data.labels import (
+    VOC_CLASSES,
+    label_vector,
+    labels_from_csv,
+    labels_from_mask,
+    labels_from_xml,
+    write_labels,
+)
+from wsss_nb.data.voc import write_lists
+from wsss_nb.system.errors import InputError
 
 CLASSES = ("background", "cat", "dog", "polar bear")
 
@@ -86,9 +97,38 @@ def test_malformed_csv(tmp_path: Path, text: str | bytes, message: str) -> None:
         labels_from_csv(_csv(tmp_path, text), CLASSES)
 
 
-def test_missing_csv(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.csv: expected a CSV of labels, got no file"):
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.csv: expected a CSV of labels in UTF-8, got no file"):
         labels_from_csv(tmp_path / "none.csv", CLASSES)
+    with pytest.raises(InputError, match=r": expected a CSV of labels in UTF-8, got a folder"):
+        labels_from_csv(tmp_path, CLASSES)
+    with pytest.raises(InputError, match=r"none\.xml: expected a VOC annotation \(XML\), got no file"):
+        labels_from_xml(tmp_path / "none.xml", CLASSES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters=";"), min_size=1), unique=True),
+    st.data(),
+)
+def test_whatever_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, names: list[str], data: Any) -> None:
+    classes = ("background", *(name for name in names if name != "background"))
+    vectors = st.lists(st.sampled_from([0, 1]), min_size=len(classes) - 1, max_size=len(classes) - 1)
+    labels = {f"x, {i}": np.array([1, *data.draw(vectors)], dtype=np.uint8) for i in range(3)}
+    path = tmp_path_factory.mktemp("labels") / "labels.csv"
+    write_labels(labels, classes, path)
+    again = labels_from_csv(path, classes)
+    assert {name: y.tolist() for name, y in again.items()} == {name: y.tolist() for name, y in labels.items()}
+
+
+def test_a_class_that_would_be_split_is_not_written(tmp_path: Path) -> None:
+    labels = {"a": np.array([1, 1], dtype=np.uint8)}
+    message = r"labels\.csv: expected class names without ';' \(it separates classes\), got 'cat;dog'"
+    with pytest.raises(InputError, match=message):
+        write_labels(labels, ("background", "cat;dog"), tmp_path / "labels.csv")
+    with pytest.raises(InputError, match=message):
+        write_lists(tmp_path, ("background", "cat;dog"), {"train": labels})
+    assert not (tmp_path / "labels.csv").exists()
 
 
 def test_xml_counts_objects_not_their_parts(tmp_path: Path) -> None:
@@ -105,12 +145,27 @@ def test_xml_counts_objects_not_their_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("<annotation><object><name>cow</name></object></annotation>", "expected one of the 4 classes, got 'cow'"),
+        ("<annotation><object></annotation>", r"expected a VOC annotation \(XML\), got mismatched tag"),
+        ("", r"expected a VOC annotation \(XML\), got no element"),
         (
-            "<annotation><object><name>cow</name></object></annotation>",
-            "expected one of the 4 classes, got 'cow'",
+            '<?xml version="1.0" encoding="nonsense"?><annotation/>',
+            r"expected a VOC annotation \(XML\), got unknown enc",
         ),
-        ("<annotation><object></annotation>", "expected XML, got mismatched tag"),
-        ("", "expected XML, got no element"),
+        ("<annotations><image/></annotations>", "expected <annotation> with .* got <annotations> with 0 names"),
+        (
+            '<annotation xmlns="x"><object><name>cat</name></object></annotation>',
+            r".* no namespace, got <\{x\}annotation>",
+        ),
+        (
+            '<annotation><o:object xmlns:o="x"><name>cat</name></o:object></annotation>',
+            ".* no namespace, got <annotation>",
+        ),
+        (
+            "<annotation><object><label>cat</label></object></annotation>",
+            ".* a <name> in each <object> .* with 0 names",
+        ),
+        ("<annotation><a><object><name>cat</name></object></a></annotation>", ".* a <name> in each <object>"),
         ("<annotation><object><name/></object></annotation>", "expected one of the 4 classes, got ''"),
     ],
 )
@@ -119,15 +174,3 @@ def test_malformed_xml(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=r"a\.xml: " + message):
         labels_from_xml(path, CLASSES)
-
-
-def test_xml_of_unknown_encoding(tmp_path: Path) -> None:
-    path = tmp_path / "a.xml"
-    path.write_text('<?xml version="1.0" encoding="nonsense"?><annotation/>')
-    with pytest.raises(InputError, match=r"a\.xml: expected XML, got "):
-        labels_from_xml(path, CLASSES)
-
-
-def test_missing_xml(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.xml: expected a VOC annotation, got no file"):
-        labels_from_xml(tmp_path / "none.xml", CLASSES)

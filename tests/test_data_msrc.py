@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from wsss_nb.data import VOC_CLASSES, VOCFolder, build_msrc, check_folder, read_label_map
-from wsss_nb.data.msrc import MSRC_CLASSES, msrc_mask, msrc_split
-from wsss_nb.errors import InputError
+from tools.msrc import MSRC_CLASSES, build_msrc, main, msrc_mask, msrc_split
+from wsss_nb.data.labels import VOC_CLASSES
+from wsss_nb.data.palette import read_label_map
+from wsss_nb.data.voc import VOCFolder, check_folder
+from wsss_nb.system.errors import InputError
 
 # the annotation's class -> VOC's id, from the two published lists
 VOC_ID = {9: 1, 13: 2, 16: 3, 23: 4, 12: 7, 20: 8, 18: 9, 4: 10, 21: 12, 5: 13, 11: 15, 22: 15, 6: 17}
@@ -119,27 +121,19 @@ def test_split_of_403_images_is_243_and_160() -> None:
 def test_the_folder_follows_the_published_rules(sources: tuple[Path, Path], tmp_path: Path) -> None:
     root = build_msrc(*sources, tmp_path / "msrc")
     assert root == tmp_path / "msrc"
-    assert sorted(os.listdir(root)) == [
-        "ImageSets",
-        "JPEGImages",
-        "SegmentationClass",
-        "classes.txt",
-        "labels.csv",
-    ]
+    assert sorted(os.listdir(root)) == ["ImageSets", "JPEGImages", "SegmentationClass", "classes.txt", "labels.csv"]
     train, val = VOCFolder(root, "train"), VOCFolder(root, "val")
     # sorted as integers: (9, 1) before (10, 1), (3, 9) before (3, 11); three to train, two to val, and again
     assert train.names == ("1_2_s", "1_10_s", "2_2_s", "3_11_s", "9_1_s", "9_6_s")
     assert val.names == ("3_1_s", "3_9_s", "10_1_s")
     assert train.classes == VOC_CLASSES
-    assert check_folder(root, ["train", "val"]).counted == 9
+    assert check_folder(root, ["train", "val"]).bad == {}
     for folder in (train, val):
         for name in folder.names:
             scene, number = (int(part) for part in name.split("_")[:2])
             classes = SCENES[scene, number]
             expected = np.array([VOC_ID.get(k, 0) for k in classes] + [255])[_regions(classes) - 1]
-            np.testing.assert_array_equal(
-                read_label_map(root / "SegmentationClass" / f"{name}.png"), expected
-            )
+            np.testing.assert_array_equal(read_label_map(root / "SegmentationClass" / f"{name}.png"), expected)
             present = {VOC_ID[k] for k in classes if k in VOC_ID}
             assert set(np.flatnonzero(folder.label(name))) == {0} | present
 
@@ -176,31 +170,16 @@ def _write_mat(annotations: Path, **content: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            lambda i, a: (i / "Images/3_1_s.bmp").unlink(),
-            r"3_1_s_GT\.mat: expected its image in .*db, got none",
-        ),
-        (
-            lambda i, a: (a / "3_1_s_GT.mat").unlink(),
-            r"3_1_s\.bmp: expected its annotation in .*annotation, got",
-        ),
-        (
-            lambda i, a: (i / "Images/3_1_s.bmp").write_bytes(b"x"),
-            r"3_1_s\.bmp: expected a readable image, got ",
-        ),
-        (
-            lambda i, a: (a / "3_1_s_GT.mat").write_bytes(b"x" * 200),
-            r"3_1_s_GT\.mat: expected a MATLAB 5 file",
-        ),
+        (lambda i, a: (i / "Images/3_1_s.bmp").unlink(), r"3_1_s_GT\.mat: expected its image in .*db, got none"),
+        (lambda i, a: (a / "3_1_s_GT.mat").unlink(), r"3_1_s\.bmp: expected its annotation in .*annotation, got"),
+        (lambda i, a: (i / "Images/3_1_s.bmp").write_bytes(b"x"), r"3_1_s\.bmp: expected a readable image, got "),
+        (lambda i, a: (a / "3_1_s_GT.mat").write_bytes(b"x" * 200), r"3_1_s_GT\.mat: expected a MATLAB 5 file"),
         (lambda i, a: (a / "3_1_s_GT.mat").write_bytes(b""), r"3_1_s_GT\.mat: expected a MATLAB 5 file"),
         (
             lambda i, a: (a / "3_1_s_GT.mat").write_bytes((a / "3_1_s_GT.mat").read_bytes()[:300]),
             r"3_1_s_GT\.mat: expected ",
         ),
-        (
-            lambda i, a: _write_mat(a, newseg=np.ones((12, 24))),
-            "expected newseg and newlabels, got no newlabels",
-        ),
+        (lambda i, a: _write_mat(a, newseg=np.ones((12, 24))), "expected newseg and newlabels, got no newlabels"),
         (
             lambda i, a: _write_mat(a, newseg="text", newlabels=np.ones((1, 1))),
             "expected whole numbers in newseg, got <U",
@@ -221,14 +200,8 @@ def _write_mat(annotations: Path, **content: Any) -> None:
             lambda i, a: shutil.copy(i / "Images/3_1_s.bmp", i / "GroundTruth/3_1_s.bmp"),
             r"3_1_s\.bmp: expected each file once, got ",
         ),
-        (
-            lambda i, a: shutil.rmtree(a),
-            "annotation: expected a folder or zip archive of annotations .*, got nothing",
-        ),
-        (
-            lambda i, a: shutil.rmtree(i / "Images"),
-            r"db: expected images \{scene\}_\{number\}_s\.bmp, got none",
-        ),
+        (lambda i, a: shutil.rmtree(a), "annotation: expected a folder or zip archive of annotations .*, got nothing"),
+        (lambda i, a: shutil.rmtree(i / "Images"), r"db: expected images \{scene\}_\{number\}_s\.bmp, got none"),
     ],
 )
 def test_bad_sources(sources: tuple[Path, Path], tmp_path: Path, damage: Any, message: str) -> None:
@@ -254,9 +227,7 @@ def test_a_damaged_archive_names_the_member(sources: tuple[Path, Path], tmp_path
         start = file.getinfo("db/Images/1_2_s.bmp").header_offset
     content[start + 200] ^= 0xFF  # the check sum no longer fits
     archive.write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"db\.zip/db/Images/1_2_s\.bmp: expected a readable image, got Bad CRC"
-    ):
+    with pytest.raises(InputError, match=r"db\.zip/db/Images/1_2_s\.bmp: expected a readable image, got Bad CRC"):
         build_msrc(archive, annotations, tmp_path / "msrc")
 
 
@@ -272,3 +243,11 @@ def test_too_few_images(sources: tuple[Path, Path], tmp_path: Path) -> None:
 def test_an_existing_folder_is_kept(sources: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a new or empty folder, got one with content"):
         build_msrc(*sources, sources[0])
+
+
+def test_command(sources: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--images", str(sources[0]), "--annotations", str(sources[1]), "--out"]
+    assert main([*flags, str(tmp_path / "msrc")]) == 0
+    assert "msrc: 6 train and 3 val images\n" in capsys.readouterr().out
+    assert main([*flags, str(sources[0])]) == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsss_nb.data.palette import colorize, read_label_map, save_label_map, voc_colormap
-from wsss_nb.errors import InputError
+from wsss_nb.system.errors import InputError
 
 
 def test_colormap_is_pascal_vocs() -> None:
@@ -40,9 +42,7 @@ def test_colormap_cannot_be_changed_by_a_caller() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_written_maps_read_back_exactly(
-    tmp_path_factory: pytest.TempPathFactory, h: int, w: int, seed: int
-) -> None:
+def test_written_maps_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, h: int, w: int, seed: int) -> None:
     label_map = np.random.default_rng(seed).integers(0, 256, (h, w))
     path = tmp_path_factory.mktemp("maps") / "map.png"
     save_label_map(path, label_map)
@@ -100,16 +100,45 @@ def test_grey_and_binary_files_are_label_maps_too(tmp_path: Path) -> None:
     assert read_label_map(tmp_path / "binary.png").tolist() == [[0, 1]]
 
 
+def _grey_png(labels: list[list[int]], bits: int, color_type: int = 0) -> bytes:
+    """A grey (or, with colour type 3, palette) PNG of 1, 2, 4 or 8 bits a pixel, to the letter of its standard."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b""
+    for row in labels:
+        line = "".join(f"{label:0{bits}b}" for label in row)
+        line += "0" * (-len(line) % 8)
+        rows += b"\0" + bytes(int(line[i : i + 8], 2) for i in range(0, len(line), 8))
+    header = struct.pack(">IIBBBBB", len(labels[0]), len(labels), bits, color_type, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(range(3 << bits))[: 3 << bits]) if color_type == 3 else b""
+    chunks = chunk(b"IHDR", header) + palette + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(("bits", "color_type"), [(1, 0), (2, 0), (4, 0), (8, 0), (1, 3), (2, 3), (4, 3)])
+def test_labels_are_the_stored_numbers_whatever_the_bits(tmp_path: Path, bits: int, color_type: int) -> None:
+    top = 2**bits - 1
+    labels = [[0, 1, top, 0, 1], [top, top // 2, 1, 0, top]]
+    path = tmp_path / "map.png"
+    path.write_bytes(_grey_png(labels, bits, color_type))
+    assert read_label_map(path).tolist() == labels
+    assert read_label_map(path, path.read_bytes()).tolist() == labels
+
+
 def test_unreadable_label_maps_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.png: expected a label map \(PNG\), got no file"):
+    with pytest.raises(InputError, match=r"none\.png: expected a readable label map \(PNG\), got no file"):
         read_label_map(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(InputError, match=r"text\.png: expected a readable PNG, got "):
+    with pytest.raises(
+        InputError, match=r"text\.png: expected a readable label map \(PNG\), got cannot identify image file$"
+    ):
         read_label_map(tmp_path / "text.png")
     save_label_map(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 256, (64, 64)))
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cut\.png: expected a readable PNG, got ") as caught:
+    with pytest.raises(InputError, match=r"cut\.png: expected a readable label map \(PNG\), got ") as caught:
         read_label_map(tmp_path / "cut.png")
     assert "\n" not in str(caught.value)
     Image.new("RGB", (3, 2)).save(tmp_path / "color.png")

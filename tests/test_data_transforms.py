@@ -4,6 +4,8 @@ import colorsys
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,17 +17,22 @@ from skimage import data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wsss_nb.data import CamAugmentation, SegmentationAugmentation, seeded_generator, to_tensor
 from wsss_nb.data.transforms import (
     IMAGENET_MEAN,
+    CamAugmentation,
+    SegmentationAugmentation,
     color_jitter,
     crop_or_pad,
     hsv_shift,
     resize,
-    resize_long_side,
-    shift_image,
+    seeded_generator,
+    to_tensor,
 )
 
+RECORDED = (
+    [[55, 56, 57, 59, 60], [64, 65, 66, 68, 69], [82, 83, 84, 86, 87], [91, 92, 93, 95, 96], [100, 101, 102, 104, 105]],
+    [[28, 30, 31, 32, 34], [37, 39, 40, 41, 43], [55, 57, 58, 59, 61], [64, 66, 67, 68, 70], [73, 75, 76, 77, 79]],
+)
 PAPER = CamAugmentation(448, scale=(448, 768), jitter=(0.3, 0.3, 0.3, 0.1))
 
 
@@ -49,17 +56,9 @@ def test_generators_depend_on_every_number_and_on_nothing_else() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert first(1, 2, 3) == value
-    others = {
-        first(0, 2, 3),
-        first(1, 0, 3),
-        first(1, 2, 0),
-        first(3, 2, 1),
-        first(1, 2),
-        first(12, 3),
-        value,
-    }
+    others = {first(0, 2, 3), first(1, 0, 3), first(1, 2, 0), first(3, 2, 1), first(1, 2), first(12, 3), value}
     assert len(others) == 7
-    with pytest.raises(ValueError, match=r"numbers: expected non-negative integers, got \(1, -2\)"):
+    with pytest.raises(ValueError, match="expected non-negative integer"):
         first(1, -2)
 
 
@@ -97,8 +96,8 @@ def test_to_tensor_takes_read_only_and_reversed_images_without_a_warning() -> No
 @pytest.mark.parametrize("long_side", [100, 250, 400, 700])
 def test_resizing_is_pillows_bicubic(long_side: int) -> None:
     photo = _photo()
-    resized = resize_long_side(to_tensor(np.array(photo)), long_side)
     size = (long_side, round(long_side * 300 / 400))
+    resized = resize(to_tensor(np.array(photo)), size[::-1])
     # in floating point, because Pillow rounds 8-bit images between its two passes
     channels = [Image.fromarray(np.asarray(c, np.float32) / 255) for c in photo.split()]
     expected = np.stack([c.resize(size, Image.Resampling.BICUBIC) for c in channels]).clip(0, 1)
@@ -108,42 +107,23 @@ def test_resizing_is_pillows_bicubic(long_side: int) -> None:
 
 
 def test_resizing_keeps_at_least_one_pixel() -> None:
-    assert resize_long_side(torch.rand(3, 1, 500), 20).shape == (3, 1, 20)
-    image = torch.rand(3, 4, 5)
-    assert resize(image, (4, 5)) is image
+    image, labels = torch.rand(3, 1, 500), torch.zeros(1, 500)
+    for augment in (CamAugmentation(30, (20, 20)), SegmentationAugmentation(30, (0.04, 0.04), hsv=0)):
+        assert augment(image, labels, seeded_generator(0))[0].shape == (3, 30, 30)
+    assert resize(image, (1, 500)) is image
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    st.integers(-8, 8),
-    st.integers(-8, 8),
-    st.integers(1, 7),
-    st.integers(1, 7),
-)
-def test_crop_or_pad_is_a_window_of_the_padded_image(
-    H: int, W: int, top: int, left: int, h: int, w: int
-) -> None:
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(-8, 8), st.integers(-8, 8), st.integers(1, 7))
+def test_crop_or_pad_is_a_window_of_the_padded_image(H: int, W: int, top: int, left: int, size: int) -> None:
     image = torch.arange(2 * H * W, dtype=torch.float32).reshape(2, H, W)
     padded = np.stack(
-        [
-            np.pad(channel, 20, constant_values=value)
-            for channel, value in zip(image.numpy(), (-1, -2), strict=True)
-        ]
+        [np.pad(channel, 20, constant_values=value) for channel, value in zip(image.numpy(), (-1, -2), strict=True)]
     )
-    expected = padded[:, 20 + top : 20 + top + h, 20 + left : 20 + left + w]
-    np.testing.assert_array_equal(crop_or_pad(image, top, left, (h, w), (-1.0, -2.0)).numpy(), expected)
-    labels = crop_or_pad(image[0].to(torch.uint8), top, left, (h, w), 255)
+    expected = padded[:, 20 + top : 20 + top + size, 20 + left : 20 + left + size]
+    np.testing.assert_array_equal(crop_or_pad(image, top, left, size, (-1.0, -2.0)).numpy(), expected)
+    labels = crop_or_pad(image[0].to(torch.uint8), top, left, size, 255)
     np.testing.assert_array_equal(labels.numpy(), np.where(expected[0] == -1, 255, expected[0]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(-7, 7), st.integers(-7, 7))
-def test_shift_repeats_the_border(H: int, W: int, down: int, right: int) -> None:
-    image = torch.arange(H * W).reshape(H, W)
-    expected = np.pad(image.numpy(), 10, mode="edge")[10 - down : 10 - down + H, 10 - right : 10 - right + W]
-    np.testing.assert_array_equal(shift_image(image, down, right).numpy(), expected)
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.3])
@@ -172,9 +152,7 @@ def test_hue_turns_as_in_colorsys(hue: float) -> None:
 
 def test_jitter_obeys_its_order() -> None:
     image = to_tensor(np.array(_photo()))
-    one_after_the_other = color_jitter(
-        color_jitter(image, brightness=1.3, order=(0,)), contrast=0.7, order=(1,)
-    )
+    one_after_the_other = color_jitter(color_jitter(image, brightness=1.3, order=(0,)), contrast=0.7, order=(1,))
     torch.testing.assert_close(color_jitter(image, 1.3, 0.7, order=(0, 1)), one_after_the_other)
     assert (color_jitter(image, 1.3, 0.7, order=(1, 0)) - one_after_the_other).abs().max() > 0.02
     torch.testing.assert_close(color_jitter(image), image, atol=1e-6, rtol=0)
@@ -191,62 +169,86 @@ def test_hsv_shift_as_in_colorsys(amounts: tuple[float, float, float]) -> None:
 
 
 def test_nothing_switched_on_changes_nothing() -> None:
-    image, labels = _coded(9, 11)
-    same, same_labels = CamAugmentation(None, flip=False)(image, seeded_generator(0), labels)
-    assert torch.equal(same, image)
-    assert torch.equal(same_labels, labels)
-    same, same_labels = SegmentationAugmentation((9, 11), None, False, 0)(image, labels, seeded_generator(0))
-    assert torch.equal(same, image)
-    assert torch.equal(same_labels, labels)
+    image, labels = _coded(11, 11)
+    for augment in (CamAugmentation(11, flip=False), SegmentationAugmentation(11, (1, 1), False, 0)):
+        same, same_labels = augment(image, labels, seeded_generator(0))
+        assert torch.equal(same, image) and torch.equal(same_labels, labels)
 
 
 def test_the_input_is_never_written_to() -> None:
     image, labels = _coded(20, 12)
     for index in range(5):
-        augment = CamAugmentation(16, (10, 30), jitter=(0.3, 0.3, 0.3, 0.1), shift=2)
-        augment(image, seeded_generator(index), labels)
-        SegmentationAugmentation(16)(image, labels, seeded_generator(index))
+        for augment in (CamAugmentation(16, (10, 30), jitter=(0.3, 0.3, 0.3, 0.1)), SegmentationAugmentation(16)):
+            augment(image, labels, seeded_generator(index))
     fresh, fresh_labels = _coded(20, 12)
-    assert torch.equal(image, fresh)
-    assert torch.equal(labels, fresh_labels)
+    assert torch.equal(image, fresh) and torch.equal(labels, fresh_labels)
 
 
-@pytest.mark.parametrize(("crop", "shift"), [((7, 20), 0), (9, 3), ((20, 5), 2), (None, 4)])
-def test_image_and_labels_move_together(crop: tuple[int, int] | int | None, shift: int) -> None:
+@pytest.mark.parametrize("crop", [9, 14, 20])
+def test_image_and_labels_move_together(crop: int) -> None:
     image, labels = _coded(13, 15)
     for index in range(30):
-        for moved, moved_labels in (
-            CamAugmentation(crop, shift=shift)(image, seeded_generator(index), labels),
-            SegmentationAugmentation(crop, None, hsv=0, shift=shift)(image, labels, seeded_generator(index)),
-        ):
-            assert moved.shape[1:] == moved_labels.shape
+        for augment in (CamAugmentation(crop), SegmentationAugmentation(crop, (1, 1), hsv=0)):
+            moved, moved_labels = augment(image, labels, seeded_generator(index))
+            assert moved.shape[1:] == moved_labels.shape == (crop, crop)
             inside = moved_labels != 255
-            assert torch.equal(
-                (moved * 255).round().to(torch.uint8)[:, inside], moved_labels[inside].expand(3, -1)
-            )
+            assert torch.equal((moved * 255).round().to(torch.uint8)[:, inside], moved_labels[inside].expand(3, -1))
             padding = moved[:, ~inside]
             assert torch.equal(padding, torch.tensor(IMAGENET_MEAN)[:, None].expand_as(padding))
-            if crop == (7, 20):
-                assert (~inside).sum() == 7 * 5
+            assert inside.sum() == min(crop, 13) * min(crop, 15)
+
+
+def test_scores_move_with_the_image_and_are_zero_outside() -> None:
+    image, labels = _coded(13, 15)
+    scores = torch.stack([labels.float(), 1 - labels.float()])
+    for index in range(20):
+        _, moved_labels = CamAugmentation(14)(image, labels, seeded_generator(index))
+        _, moved = CamAugmentation(14)(image, scores, seeded_generator(index))
+        inside = moved_labels != 255
+        assert torch.equal(moved[0][inside], moved_labels[inside].float()) and not moved[:, ~inside].any()
+    _, constant = CamAugmentation(10, (10, 10))(torch.rand(3, 5, 5), torch.full((2, 5, 5), 0.25), seeded_generator(0))
+    torch.testing.assert_close(constant, torch.full((2, 10, 10), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CamAugmentation(8, (9, 8)), r"scale: expected 0 < low <= high, got \(9, 8\)"),
+        (lambda: SegmentationAugmentation(8, (0, 1)), r"scale: expected 0 < low <= high, got \(0, 1\)"),
+        (lambda: CamAugmentation(8, jitter=(0.3, 0.3, 0.3, 0.6)), "jitter: expected three strengths in 0..1 and a hue"),
+        (lambda: CamAugmentation(8)(torch.rand(4, 4), torch.zeros(4, 4), seeded_generator(0)), "image: expected"),
+        (
+            lambda: CamAugmentation(8)(torch.rand(3, 4, 4), torch.zeros(4, 5), seeded_generator(0)),
+            r"labels: expected \(H, W\) = \(4, 4\), got \(4, 5\)",
+        ),
+        (
+            lambda: SegmentationAugmentation(8)(
+                torch.rand(3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), seeded_generator(0)
+            ),
+            r"labels: expected \(H, W\) = \(4, 4\), got \(1, 4, 4\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_flips_happen_half_of_the_time() -> None:
-    image, labels = _coded(2, 3)
-    for results in (
-        [CamAugmentation(None)(image, seeded_generator(0, i)) for i in range(400)],
-        [
-            SegmentationAugmentation(None, None, hsv=0)(image, labels, seeded_generator(0, i))[0]
-            for i in range(400)
-        ],
-    ):
+    image, labels = _coded(3, 3)
+    for augment in (CamAugmentation(3), SegmentationAugmentation(3, (1, 1), hsv=0)):
+        results = [augment(image, labels, seeded_generator(0, i))[0] for i in range(400)]
         flipped = sum(torch.equal(result, image.flip(-1)) for result in results)
         assert flipped + sum(torch.equal(result, image) for result in results) == 400
         assert 160 < flipped < 240
 
 
 def test_long_sides_are_uniform_with_both_ends() -> None:
-    image = torch.rand(3, 4, 8)
-    sizes = [tuple(CamAugmentation(None, (6, 10))(image, seeded_generator(i)).shape[1:]) for i in range(500)]
+    image, labels = torch.rand(3, 4, 8), torch.zeros(4, 8, dtype=torch.uint8)
+    sizes = []
+    for index in range(500):
+        inside = CamAugmentation(20, (6, 10))(image, labels, seeded_generator(index))[1] != 255
+        sizes.append((int(inside.any(1).sum()), int(inside.any(0).sum())))
     assert {w for _, w in sizes} == {6, 7, 8, 9, 10}
     assert all(h == round(w / 2) for h, w in sizes)
     counts = np.bincount([w for _, w in sizes])[6:]
@@ -258,7 +260,7 @@ def test_crops_are_uniform_over_all_places(size: int) -> None:
     image, labels = _coded(6, 6)
     corners = []
     for index in range(800):
-        _, moved = CamAugmentation(size, flip=False)(image, seeded_generator(index), labels)
+        _, moved = CamAugmentation(size, flip=False)(image, labels, seeded_generator(index))
         if size < 6:
             corners.append((int(moved[0, 0]) // 6, int(moved[0, 0]) % 6))
         else:
@@ -268,21 +270,10 @@ def test_crops_are_uniform_over_all_places(size: int) -> None:
     assert ((counts - 50) ** 2 / 50).sum() < 37.7  # chi-square with 15 degrees of freedom, p = 0.001
 
 
-def test_shifts_are_uniform_with_both_ends() -> None:
-    image, labels = _coded(9, 9)
-    seen = []
-    for index in range(900):
-        moved = CamAugmentation(None, flip=False, shift=1)(image, seeded_generator(index), labels)[1]
-        seen.append((int(moved[4, 4]) // 9 - 4, int(moved[4, 4]) % 9 - 4))
-    counts = np.array([seen.count((y, x)) for y in (-1, 0, 1) for x in (-1, 0, 1)])
-    assert counts.sum() == 900
-    assert ((counts - 100) ** 2 / 100).sum() < 26.1  # 8 degrees of freedom
-
-
 def test_jitter_fills_its_range_and_stays_within() -> None:
-    grey = torch.full((3, 2, 2), 0.5)
-    augment = CamAugmentation(None, flip=False, jitter=(0.3, 0.0, 0.0, 0.0))
-    values = np.array([augment(grey, seeded_generator(i))[0, 0, 0].item() / 0.5 for i in range(300)])
+    grey, labels = torch.full((3, 2, 2), 0.5), torch.zeros(2, 2)
+    augment = CamAugmentation(2, flip=False, jitter=(0.3, 0.0, 0.0, 0.0))
+    values = np.array([augment(grey, labels, seeded_generator(i))[0][0, 0, 0].item() / 0.5 for i in range(300)])
     assert values.min() >= 0.7 - 1e-6
     assert values.max() <= 1.3 + 1e-6
     assert values.min() < 0.72
@@ -302,20 +293,39 @@ def test_steps_of_the_jitter_come_in_every_order(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("wsss_nb.data.transforms.color_jitter", record)
     for index in range(300):
-        CamAugmentation(2, jitter=PAPER.jitter)(torch.rand(3, 2, 2), seeded_generator(index))
+        CamAugmentation(2, jitter=PAPER.jitter)(torch.rand(3, 2, 2), torch.zeros(2, 2), seeded_generator(index))
     assert len(orders) == 24
     assert abs(np.mean(brightness_when_first) - 1) < 0.08  # the order says nothing about the strengths
 
 
 def test_one_setting_does_not_change_what_another_draws() -> None:
     image, labels = _coded(12, 12)
-    for index in range(20):
-        _, plain = CamAugmentation(8)(image, seeded_generator(index), labels)
-        _, jittered = CamAugmentation(8, jitter=(0.3, 0.3, 0.3, 0.1))(image, seeded_generator(index), labels)
-        assert torch.equal(plain, jittered)
-        _, plain = SegmentationAugmentation(8, None, hsv=0)(image, labels, seeded_generator(index))
-        _, shifted = SegmentationAugmentation(8, None, hsv=10)(image, labels, seeded_generator(index))
-        assert torch.equal(plain, shifted)
+    off, on = {"jitter": None}, {"jitter": (0.3, 0.3, 0.3, 0.1)}
+    for make, one, other in (
+        (CamAugmentation, off, on),
+        (partial(SegmentationAugmentation, scale=(1, 1)), {"hsv": 0}, {"hsv": 10}),
+    ):
+        for index in range(20):
+            plain, changed = (make(8, **setting)(image, labels, seeded_generator(index))[1] for setting in (one, other))
+            assert torch.equal(plain, changed)
+
+
+def test_draws_and_their_use_as_recorded() -> None:
+    """Another order or number of draws would change what every training sees."""
+    image, labels = _coded(12, 9)
+    generator = seeded_generator(7)
+    _, moved = CamAugmentation(5, (8, 16))(image, labels, generator)
+    assert torch.equal(generator.get_state(), _after(7, 14))
+    generator = seeded_generator(7)
+    _, other = SegmentationAugmentation(5, hsv=0)(image, labels, generator)
+    assert torch.equal(generator.get_state(), _after(7, 9))
+    assert (moved.tolist(), other.tolist()) == RECORDED
+
+
+def _after(seed: int, count: int) -> Tensor:
+    generator = seeded_generator(seed)
+    torch.rand(count, generator=generator, dtype=torch.float64)
+    return generator.get_state()
 
 
 def _cubic_matrix(length: int, wanted: int) -> np.ndarray:
@@ -339,11 +349,11 @@ def _cubic_matrix(length: int, wanted: int) -> np.ndarray:
 def test_segmentation_scales_images_by_opencvs_cubic(factor: float) -> None:
     """Not antialiased, clamped."""
     image = (torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(2)) > 0.5).float()
-    augment = SegmentationAugmentation(None, (factor, factor), flip=False, hsv=0)
-    scaled, _ = augment(image, torch.zeros(30, 40, dtype=torch.int64), seeded_generator(0))
+    augment = SegmentationAugmentation(64, (factor, factor), flip=False, hsv=0)
+    scaled, labels = augment(image, torch.zeros(30, 40, dtype=torch.int64), seeded_generator(0))
     rows, columns = (_cubic_matrix(length, round(length * factor)) for length in (30, 40))
     expected = np.einsum("ih,chw,jw->cij", rows, image.numpy(), columns)
-    np.testing.assert_allclose(scaled.numpy(), expected.clip(0, 1), atol=1e-5)
+    np.testing.assert_allclose(scaled[:, labels == 0].numpy(), expected.clip(0, 1).reshape(3, -1), atol=1e-5)
     assert expected.max() > 1.05
 
 
@@ -353,18 +363,16 @@ def test_scaled_labels_are_labels_of_the_same_place() -> None:
     image = (labels == 7).float().expand(3, -1, -1).clone()
     sizes = set()
     for index in range(40):
-        scaled, moved = SegmentationAugmentation(None, (0.5, 1.5), hsv=0)(
-            image, labels, seeded_generator(index)
-        )
+        scaled, moved = SegmentationAugmentation(100, (0.5, 1.5), hsv=0)(image, labels, seeded_generator(index))
         assert moved.dtype == torch.int64
-        assert set(moved.unique().tolist()) == {0, 7}
-        assert ((scaled[0] > 0.5) == (moved == 7)).float().mean() > 0.97
-        sizes.add(moved.shape[0])
-        assert abs(moved.shape[0] / 40 - moved.shape[1] / 60) < 0.03
-    assert min(sizes) < 24
-    assert max(sizes) > 56
-    assert min(sizes) >= 20
-    assert max(sizes) <= 60
+        assert set(moved.unique().tolist()) == {0, 7, 255}
+        inside = moved != 255
+        assert ((scaled[0] > 0.5) == (moved == 7))[inside].float().mean() > 0.97
+        h, w = int(inside.any(1).sum()), int(inside.any(0).sum())
+        sizes.add(h)
+        assert abs(h / 40 - w / 60) < 0.03
+    assert 20 <= min(sizes) < 24
+    assert 56 < max(sizes) <= 60
 
 
 def test_hsv_draws_are_opencv_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +385,7 @@ def test_hsv_draws_are_opencv_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsss_nb.data.transforms.hsv_shift", record)
     image, labels = _coded(2, 2)
     for index in range(400):
-        SegmentationAugmentation(2, None)(image, labels, seeded_generator(index))
+        SegmentationAugmentation(2, (1, 1))(image, labels, seeded_generator(index))
     for column, unit in enumerate((180, 255, 255)):
         steps = {round(amounts[column] * unit, 6) for amounts in drawn}
         assert steps == set(range(-10, 11))
@@ -385,27 +393,28 @@ def test_hsv_draws_are_opencv_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_papers_crop_of_a_photo() -> None:
     photo = to_tensor(np.array(_photo()))
-    views = [PAPER(photo, seeded_generator(0, index)) for index in range(4)]
+    labels = torch.zeros(photo.shape[1:], dtype=torch.uint8)
+    views = [PAPER(photo, labels, seeded_generator(0, index))[0] for index in range(4)]
     for view in views:
         assert view.shape == (3, 448, 448)
         assert view.dtype == torch.float32
         assert view.min() >= 0
         assert view.max() <= 1
-    assert torch.equal(views[0], PAPER(photo, seeded_generator(0, 0)))
+    assert torch.equal(views[0], PAPER(photo, labels, seeded_generator(0, 0))[0])
     assert not torch.equal(views[0], views[1])
 
 
 class _Views(Dataset[Tensor]):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
-        self.augment = CamAugmentation(8, (6, 12), jitter=(0.3, 0.3, 0.3, 0.1), shift=2)
+        self.augment = CamAugmentation(8, (6, 12), jitter=(0.3, 0.3, 0.3, 0.1))
 
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, index: int) -> Tensor:
         image = torch.rand(3, 10, 9, generator=seeded_generator(5, index))
-        return self.augment(image, seeded_generator(0, self.epoch, index))
+        return self.augment(image, torch.zeros(10, 9), seeded_generator(0, self.epoch, index))[0]
 
 
 def test_epochs_are_reproducible_whatever_the_number_of_workers() -> None:
@@ -418,9 +427,9 @@ def test_epochs_are_reproducible_whatever_the_number_of_workers() -> None:
 def test_without_jitter_kornia_is_not_even_imported() -> None:
     code = (
         "import sys, torch\n"
-        "from wsss_nb.data import CamAugmentation, SegmentationAugmentation, seeded_generator\n"
+        "from wsss_nb.data.transforms import CamAugmentation, SegmentationAugmentation, seeded_generator\n"
         "image, labels = torch.rand(3, 96, 96), torch.zeros(96, 96, dtype=torch.uint8)\n"
-        "CamAugmentation(64, (80, 100), shift=4)(image, seeded_generator(0))\n"
+        "CamAugmentation(64, (80, 100))(image, labels, seeded_generator(0))\n"
         "SegmentationAugmentation(64, hsv=0)(image, labels, seeded_generator(0))\n"
         "print('kornia' in sys.modules)\n"
     )

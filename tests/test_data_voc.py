@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from wsss_nb.data import VOCFolder, check_folder, make_synthetic, save_label_map, write_labels
-from wsss_nb.errors import InputError
+from wsss_nb.system.errors import InputError
 
 CLASSES = ("background", "cat", "dog")
 # 255 is unlabelled, c shows background only, d is wholly unlabelled
@@ -70,7 +70,6 @@ def test_what_a_folder_holds(root: Path) -> None:
     assert folder.image("a").shape == (16, 24, 3)
     assert folder.image("a").dtype == np.uint8
     np.testing.assert_array_equal(folder.mask("a"), _scaled(MASKS["a"]))
-    assert folder.has_masks
     assert not folder.has_parts
     assert repr(folder).endswith("'train'): 2 images, 3 classes")
 
@@ -112,7 +111,7 @@ def test_labels_are_the_callers_own(root: Path) -> None:
 def test_written_labels_read_back(root: Path, tmp_path: Path) -> None:
     (root / "classes.txt").write_text("background\npolar bear\nsmall-cat\n")
     folder = VOCFolder(root, "train")
-    write_labels(folder, tmp_path / "train.csv")
+    write_labels(folder.labels(), folder.classes, tmp_path / "train.csv")
     again = VOCFolder(root, "train", labels=tmp_path / "train.csv")
     assert again.label_source == "csv"
     assert {n: y.tolist() for n, y in again.labels().items()} == {"b": LABELS["b"], "a": LABELS["a"]}
@@ -125,10 +124,9 @@ def test_training_opens_no_mask(tmp_path: Path) -> None:
         folder = VOCFolder(root, "train").without(report.bad).subset(VOCFolder(root, "train").names[:3])
         folder.labels()
         folder.split_hash()
-        write_labels(folder, tmp_path / "labels.csv")
+        write_labels(folder.labels(), folder.classes, tmp_path / "labels.csv")
         for name in folder.names:
             folder.image(name)
-        assert folder.has_masks
         assert folder.has_parts
     assert sum("JPEGImages" in path for path in opened) >= 4  # the record does see files
     assert [path for path in opened if "SegmentationClass" in path or "SegmentationParts" in path] == []
@@ -143,12 +141,9 @@ def test_a_folder_without_masks_can_be_trained_on(root: Path) -> None:
     (root / "labels.csv").write_text("a,cat\nb,\n")
     shutil.rmtree(root / "SegmentationClass")
     folder = VOCFolder(root, "train")
-    assert not folder.has_masks
     assert check_folder(root, ["train"], mask_splits=[]).bad == {}
     assert folder.labels()["a"].tolist() == [1, 1, 0]
-    with pytest.raises(
-        InputError, match=r"SegmentationClass.a\.png: expected a mask of image 'a', got no file"
-    ):
+    with pytest.raises(InputError, match=r"SegmentationClass.a\.png: expected a mask of image 'a', got no file"):
         folder.mask("a")
 
 
@@ -160,7 +155,7 @@ def test_odd_names(root: Path) -> None:
     (root / "ImageSets/Segmentation/odd.txt").write_text("\n".join(names), encoding="utf-8")
     folder = VOCFolder(root, "odd")
     assert list(folder.names) == names
-    write_labels(folder, root / "labels.csv")
+    write_labels(folder.labels(), folder.classes, root / "labels.csv")
     again = VOCFolder(root, "odd")
     assert again.label_source == "csv"
     assert all(again.label(name).tolist() == LABELS["a"] for name in names)
@@ -181,6 +176,10 @@ def test_photographs_are_turned_as_their_exif_says(root: Path) -> None:
     image = VOCFolder(root, "train").image("a")
     assert image.shape == (24, 16, 3)
     assert image[:3].min() > 200 and image[5:].max() < 50, "the stored left edge is the upper one"
+    with pytest.raises(InputError, match="expected the image's size 16x24, got 24x16"):
+        VOCFolder(root, "train").mask("a")
+    save_label_map(root / "SegmentationClass/a.png", _scaled(MASKS["a"]).T)
+    assert VOCFolder(root, "train").mask("a").shape == image.shape[:2]
 
 
 def test_grey_palette_and_cmyk_images_become_rgb(root: Path) -> None:
@@ -249,7 +248,7 @@ def test_missing_image(root: Path) -> None:
             lambda path: save_label_map(path, np.full((16, 24), 3, dtype=np.uint8)),
             r"a\.png: expected class ids 0\.\.2 or 255, got 3",
         ),
-        (lambda path: path.write_bytes(b"x"), r"a\.png: expected a readable PNG"),
+        (lambda path: path.write_bytes(b"x"), r"a\.png: expected a readable label map"),
         (lambda path: Image.new("RGB", (24, 16)).save(path), r"a\.png: expected a palette or 8-bit grey PNG"),
     ],
 )
@@ -278,10 +277,13 @@ def test_bad_part_masks(root: Path) -> None:
     assert folder.has_parts
     assert np.unique(folder.part("a")).tolist() == [0, 1, 2]
     save_label_map(root / "SegmentationParts/a.png", _scaled([[0, 1], [2, 3]]))
-    with pytest.raises(
-        InputError, match=r"SegmentationParts.a\.png: expected class ids 0\.\.2 or 255, got 3"
-    ):
+    with pytest.raises(InputError, match=r"SegmentationParts.a\.png: expected class ids 0\.\.2 or 255, got 3"):
         folder.part("a")
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_bad_part_masks(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "JPEGImages"), "voc: expected .* got one without JPEGImages"),
         (
             lambda root: (root / "ImageSets/Segmentation/train.txt").unlink(),
-            r"train\.txt: expected a list of image names, got no file",
+            r"train\.txt: expected a list of image names in UTF-8, got no file",
         ),
         (
             lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("\n \n"),
@@ -302,20 +304,24 @@ def test_bad_part_masks(root: Path) -> None:
             r"train\.txt: expected each image once, got 'a' again",
         ),
         (
+            lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("..\n"),
+            r"train\.txt: expected names of files, got '\.\.'",
+        ),
+        (
             lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("../secret\n"),
             r"train\.txt: expected names of files, got '\.\./secret'",
         ),
         (
             lambda root: (root / "ImageSets/Segmentation/train.txt").write_bytes(b"\xff\xfe"),
-            r"train\.txt: expected UTF-8 text",
+            r"train\.txt: expected a list of image names in UTF-8, got .*decode",
         ),
         (lambda root: (root / "classes.txt").write_text("cat\ndog\n"), "expected 'background' .* got 'cat'"),
         (lambda root: (root / "classes.txt").write_text("background\n"), "expected 2 to 255 class names"),
-        (
-            lambda root: (root / "classes.txt").write_text("background\n\ncat\n"),
-            "expected 2 to 255 class names",
-        ),
+        (lambda root: (root / "classes.txt").write_text("background\n\ncat\n"), "expected 2 to 255 class names"),
         (lambda root: (root / "classes.txt").write_text("background\ncat\ncat\n"), "once, got 'cat' again"),
+        (lambda root: (root / "classes.txt").write_text("background\ncat;dog\n"), "without ';' .* got 'cat;dog'"),
+        (lambda root: _make_folder(root / "classes.txt"), r"classes\.txt: expected class names in UTF-8, got a folder"),
+        (lambda root: _make_folder(root / "labels.csv"), r"labels\.csv: expected a CSV of labels, got a folder"),
     ],
 )
 def test_bad_folders(root: Path, change: Any, message: str) -> None:
@@ -333,7 +339,7 @@ def test_bad_label_sources(root: Path, tmp_path: Path) -> None:
         VOCFolder(root, "train").labels()
     (root / "labels.csv").unlink()
     (root / "Annotations").mkdir()
-    with pytest.raises(InputError, match=r"b\.xml: expected a VOC annotation, got no file"):
+    with pytest.raises(InputError, match=r"b\.xml: expected a VOC annotation \(XML\), got no file"):
         VOCFolder(root, "train").labels()
 
 
@@ -378,23 +384,51 @@ def test_split_hash_tells_what_changed(root: Path) -> None:
 
 def test_check_folder_counts_and_skips(root: Path) -> None:
     report = check_folder(root, ["train", "val"])
-    assert (report.bad, report.counted, str(report)) == ({}, 4, "4 images, none bad")
+    assert report.bad == {}
     _garbage(root)
     (root / "SegmentationClass/d.png").unlink()
     report = check_folder(root, ["train", "val"], skip_bad=True)
     assert list(report.bad) == ["a", "d"]
     assert "a.jpg: expected a readable image" in report.bad["a"]
     assert "d.png: expected a mask" in report.bad["d"]
-    assert str(report).startswith("4 images, 2 bad ones skipped: ")
     assert VOCFolder(root, "train").without(report.bad).names == ("b",)
+
+
+@pytest.mark.parametrize("labels", ["csv", "annotations", "masks"])
+def test_check_folder_hashes_what_it_opens_in_one_pass(root: Path, labels: str) -> None:
+    if labels == "csv":
+        (root / "labels.csv").write_text("a,cat\nb,dog\nc,\nd,\n")
+    elif labels == "annotations":
+        (root / "Annotations").mkdir()
+        for name in MASKS:
+            (root / "Annotations" / f"{name}.xml").write_text(
+                "<annotation><object><name>dog</name></object></annotation>"
+            )
+    for name in MASKS:
+        save_label_map(root / "SegmentationParts" / f"{name}.png", _scaled([[0, 1], [2, 0]]))
+    (root / "ImageSets/Segmentation/all.txt").write_text("d\na\nb\n")
+    _garbage(root)
+    with opened_files() as opened:
+        report = check_folder(root, ["val", "train"], skip_bad=True, hash_masks=["val"])
+    files = [path for path in opened if path.endswith((".jpg", ".png"))]
+    assert len(files) == len(set(files)) == 3 * 3 + 1  # of the bad image nothing but itself
+    assert list(report.bad) == ["a"]
+    for split, masks in (("train", False), ("val", True)):
+        assert report.hashes[split] == VOCFolder(root, split).without(report.bad).split_hash(masks=masks)
+    assert report.hashes["val"] != VOCFolder(root, "val").split_hash()
+
+    # what is bad in one split is left out of all
+    (root / "SegmentationParts/d.png").unlink()
+    report = check_folder(root, ["all", "val"], skip_bad=True, mask_splits=["val"], hash_masks=["val"])
+    assert sorted(report.bad) == ["a", "d"]
+    assert report.hashes["all"] == VOCFolder(root, "all").subset(["b"]).split_hash()
+    assert report.hashes["val"] == VOCFolder(root, "val").subset(["c"]).split_hash(masks=True)
 
 
 def test_check_folder_needs_something_usable(root: Path) -> None:
     for name in ("a", "b"):
         (root / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
-    with pytest.raises(
-        InputError, match=r"expected a usable image in split 'train', got none; first: .*b\.jpg"
-    ):
+    with pytest.raises(InputError, match=r"expected a usable image in split 'train', got none; first: .*b\.jpg"):
         check_folder(root, ["train", "val"], skip_bad=True)
 
 
@@ -411,7 +445,7 @@ def test_check_folder_looks_at_labels_too(root: Path) -> None:
 def test_check_folder_opens_masks_of_the_chosen_splits_only(root: Path) -> None:
     (root / "labels.csv").write_text("a,cat\nb,\nc,\nd,\n")
     (root / "SegmentationClass/a.png").unlink()
-    assert check_folder(root, ["train", "val"], mask_splits=["val"]).counted == 4
+    assert check_folder(root, ["train", "val"], mask_splits=["val"]).bad == {}
     (root / "SegmentationClass/c.png").unlink()
     with pytest.raises(InputError, match="mask of image 'c'"):
         check_folder(root, ["train", "val"], mask_splits=["val"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,13 @@ from PIL import Image
 from scipy.io import savemat
 
 from wsss_nb import cli
-from wsss_nb.data import VOC_CLASSES, VOCFolder, check_folder, read_label_map, save_label_map, voc_colormap
 from wsss_nb.data import voc2012 as module
 from wsss_nb.data.download import Archive
-from wsss_nb.data.sbd import sbd_mask, train_aug_names
-from wsss_nb.data.submission import pack_submission
-from wsss_nb.data.voc2012 import VOC_ARCHIVES, VOC_COUNTS, build_voc2012, mirrored
-from wsss_nb.errors import InputError
+from wsss_nb.data.labels import VOC_CLASSES
+from wsss_nb.data.palette import read_label_map, save_label_map, voc_colormap
+from wsss_nb.data.voc import VOCFolder, check_folder
+from wsss_nb.data.voc2012 import VOC_ARCHIVES, VOC_COUNTS, build_voc2012, mirrored, pack_submission, sbd_mask
+from wsss_nb.system.errors import InputError
 
 TRAIN, VAL, TEST = ("2007_a", "2007_b"), ("2007_v", "2008_v"), ("2008_t", "2010_t")
 SBD_TRAIN, SBD_VAL = ("2007_a", "2007_v", "2008_s", "2010_s"), ("2008_v", "2009_s")
@@ -65,9 +65,10 @@ def mat(mask: np.ndarray, field: str = "GTcls") -> bytes:
     present = np.unique(mask[mask > 0])[:, None]
     file = io.BytesIO()
     savemat(
-        file, {field: {"Boundaries": boundaries, "Segmentation": mask, "CategoriesPresent": present}},
+        file,
+        {field: {"Boundaries": boundaries, "Segmentation": mask, "CategoriesPresent": present}},
         do_compression=True,
-    )  # fmt: skip
+    )
     return file.getvalue()
 
 
@@ -124,11 +125,14 @@ def test_files() -> dict[str, bytes]:
 test_files.__test__ = False  # type: ignore[attr-defined]
 
 
+@pytest.fixture(autouse=True)
+def counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VOC_COUNTS", COUNTS)
+
+
 @pytest.fixture
 def packed() -> dict[str, bytes]:
-    return {
-        "trainval": pack(voc_files()), "sbd": pack(sbd_files(), "w:gz"), "test": pack(test_files())
-    }  # fmt: skip
+    return {"trainval": pack(voc_files()), "sbd": pack(sbd_files(), "w:gz"), "test": pack(test_files())}
 
 
 @pytest.fixture
@@ -156,9 +160,7 @@ def given(tmp_path: Path, packed: dict[str, bytes]) -> dict[str, Path]:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def check(voc: Path) -> None:
@@ -179,23 +181,23 @@ def check(voc: Path) -> None:
     assert sorted(path.stem for path in (voc / "SegmentationClass").iterdir()) == sorted({*TRAIN_AUG, *VAL})
     assert sorted(path.stem for path in (voc / "JPEGImages").iterdir()) == IMAGES
     assert {path.name for path in voc.iterdir()} == {
-        "Annotations", "ImageSets", "JPEGImages", "SegmentationClass", "labels.csv"
-    }  # fmt: skip
+        "Annotations",
+        "ImageSets",
+        "JPEGImages",
+        "SegmentationClass",
+        "labels.csv",
+    }
 
 
 def test_downloaded(server: Server, archives: dict[str, Archive], tmp_path: Path) -> None:
     server.cuts = [len(server.files["/VOCtrainval_11-May-2012.tar"]) // 2]
-    voc = build_voc2012(tmp_path / "d", archives=archives, counts=COUNTS)
+    voc = build_voc2012(tmp_path / "d", archives=archives)
     assert voc == tmp_path / "d/VOCdevkit/VOC2012"
     check(voc)
-    assert [asked is None for _, asked in server.requests] == [
-        True,
-        False,
-        True,
-    ]  # resumed once; no test split
+    assert [asked is None for _, asked in server.requests] == [True, False, True]  # resumed once; no test split
     before = tree(tmp_path / "d")
     server.requests.clear()
-    assert build_voc2012(tmp_path / "d", archives=archives, counts=COUNTS) == voc
+    assert build_voc2012(tmp_path / "d", archives=archives) == voc
     assert server.requests == [] and tree(tmp_path / "d") == before
 
 
@@ -203,25 +205,23 @@ def test_given_archives_and_test_split_later(
     given: dict[str, Path], archives: dict[str, Archive], tmp_path: Path, server: Server
 ) -> None:
     training = {role: given[role] for role in ("trainval", "sbd")}
-    check(voc := build_voc2012(tmp_path / "d", training, archives=archives, counts=COUNTS))
+    check(voc := build_voc2012(tmp_path / "d", training, archives=archives))
     assert not (tmp_path / "d/archives").exists() and server.requests == []
     before = tree(voc)
-    build_voc2012(tmp_path / "d", test=True, archives=archives, counts=COUNTS)
+    build_voc2012(tmp_path / "d", test=True, archives=archives)
     assert [path for path, _ in server.requests] == ["/VOC2012test.tar"]
     added = {name for name in tree(voc) if name not in before}
     assert added == {f"JPEGImages/{n}.jpg" for n in TEST} | {"ImageSets/Segmentation/test.txt"}
     assert VOCFolder(voc, "test").names == TEST
 
 
-def test_given_archives_are_checked(
-    given: dict[str, Path], archives: dict[str, Archive], tmp_path: Path
-) -> None:
+def test_given_archives_are_checked(given: dict[str, Path], archives: dict[str, Archive], tmp_path: Path) -> None:
     other = archives | {"sbd": replace(archives["sbd"], sha256="0" * 64)}
     with pytest.raises(InputError, match=r"sbd.archive: expected SHA-256 0+ of benchmark.tgz"):
-        build_voc2012(tmp_path / "d", given, archives=other, counts=COUNTS)
-    check(build_voc2012(tmp_path / "d", given, archives=other, counts=COUNTS, verify=False))
-    with pytest.raises(InputError, match="sbd: expected an archive, got no file"):
-        build_voc2012(tmp_path / "e", {"sbd": tmp_path / "none.tgz"}, archives=archives, counts=COUNTS)
+        build_voc2012(tmp_path / "d", given, archives=other)
+    check(build_voc2012(tmp_path / "d", given, archives=other, verify=False))
+    with pytest.raises(InputError, match=r"none\.tgz: expected the archive sbd, got no file"):
+        build_voc2012(tmp_path / "e", {"sbd": tmp_path / "none.tgz"}, archives=archives)
 
 
 @pytest.mark.parametrize("stop", [0, 16, 20, 21, 22, 24, 25, 28])
@@ -229,20 +229,19 @@ def test_killed_and_called_again(
     given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Whatever file it dies before, no split is there before its files, and the next call ends the same."""
-    whole = tree(build_voc2012(tmp_path / "whole", given, test=True, counts=COUNTS, verify=False))
-    real, left = module.atomic_path, [stop]
+    whole = tree(build_voc2012(tmp_path / "whole", given, test=True, verify=False))
+    real, left = os.replace, [stop]
 
-    def dying(path: Path) -> object:
+    def dying(source: Path, target: Path) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return real(path)
+        real(source, target)
 
-    monkeypatch.setattr(module, "atomic_path", dying)
-    monkeypatch.setattr(module, "save_label_map", lambda p, m: (dying(p), save_label_map(p, m)))
+    monkeypatch.setattr(os, "replace", dying)
     with pytest.raises(KeyboardInterrupt):
-        build_voc2012(tmp_path / "d", given, test=True, counts=COUNTS, verify=False)
-    monkeypatch.undo()
+        build_voc2012(tmp_path / "d", given, test=True, verify=False)
+    monkeypatch.setattr(os, "replace", real)
     voc = tmp_path / "d/VOCdevkit/VOC2012"
     half = tree(voc) if voc.exists() else {}
     for path in (voc / "ImageSets/Segmentation").glob("*.txt"):
@@ -251,7 +250,7 @@ def test_killed_and_called_again(
             if path.stem != "test":
                 assert f"SegmentationClass/{name}.png" in half
     assert half.items() <= whole.items() and len(half) < len(whole)
-    build_voc2012(tmp_path / "d", given, test=True, counts=COUNTS, verify=False)
+    build_voc2012(tmp_path / "d", given, test=True, verify=False)
     assert tree(voc) == whole
 
 
@@ -259,41 +258,62 @@ def test_folder_of_others_is_completed(given: dict[str, Path], tmp_path: Path) -
     with tarfile.open(given["trainval"]) as archive:
         archive.extractall(tmp_path / "d", filter="data")
     own = tmp_path / "d/VOCdevkit/VOC2012"
+    (own / "JPEGImages/2007_a.jpg").write_bytes(picture(200))  # another file than the archive's
+    (own / "ImageSets/Segmentation/val.txt").unlink()  # so that the archive is unpacked again
+    build_voc2012(tmp_path / "d", given, verify=False)
+    assert (own / "JPEGImages/2007_a.jpg").read_bytes() == picture(200)
+    for path in ("labels.csv", "ImageSets/Segmentation/train_aug.txt"):
+        (own / path).unlink()
+    for name in ("2008_s", "2009_s", "2010_s"):
+        (own / f"SegmentationClass/{name}.png").unlink()
     before = tree(own)
-    build_voc2012(tmp_path / "d", {"sbd": given["sbd"]}, counts=COUNTS, verify=False)
+    build_voc2012(tmp_path / "d", {"sbd": given["sbd"]}, verify=False)
     after = tree(own)
     assert before.items() <= after.items()
     assert set(after) - set(before) == {
-        "labels.csv", "ImageSets/Segmentation/train_aug.txt",
+        "labels.csv",
+        "ImageSets/Segmentation/train_aug.txt",
         *(f"SegmentationClass/{name}.png" for name in ("2008_s", "2009_s", "2010_s")),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
     ("role", "change", "message"),
     [
-        ("trainval", {"ImageSets/Segmentation/val.txt": None}, "expected the list val.txt, got none"),
+        ("trainval", {"ImageSets/Segmentation/val.txt": None}, "expected 2 names in val.txt, got 0"),
         (
             "trainval",
             {"JPEGImages/2008_v.jpg": None},
-            "expected JPEGImages/2008_v.jpg of split val, got none",
+            "JPEGImages/2008_v.jpg: expected a file of .*trainval.archive, got no file",
         ),
-        ("trainval", {"JPEGImages/2009_s.jpg": None}, "expected its image .*2009_s.jpg to be readable"),
-        ("trainval", {"Annotations/2009_s.xml": None}, "expected Annotations/2009_s.xml of split train_aug"),
-        ("trainval", {"ImageSets/Segmentation/train.txt": b"2007_a\n"}, "expected 2 names in train, got 1"),
+        (
+            "trainval",
+            {"JPEGImages/2009_s.jpg": None},
+            "JPEGImages/2009_s.jpg: expected the image of .*cls/2009_s.mat, got no file",
+        ),
+        (
+            "trainval",
+            {"Annotations/2009_s.xml": None},
+            "Annotations/2009_s.xml: expected a file of .*sbd.archive, got no file",
+        ),
+        ("trainval", {"ImageSets/Segmentation/train.txt": b"2007_a\n"}, "expected 2 names in train.txt, got 1"),
         ("trainval", {"ImageSets/Segmentation/train.txt": b"../a\n"}, r"expected names of files, got '../a'"),
         ("trainval", {"JPEGImages/2009_s.jpg": picture(0, (9, 6))}, "expected the image's size 6x9, got 9x6"),
-        ("trainval", {"Annotations/2009_s.xml": b"<annot"}, "expected XML"),
-        ("sbd", {"val.txt": b"2008_v\n"}, "expected 5 names in train_aug, got 4"),
+        ("trainval", {"Annotations/2009_s.xml": b"<annot"}, "expected a VOC annotation"),
+        ("sbd", {"val.txt": b"2008_v\n"}, "expected 5 names in train_aug.txt, got 4"),
         ("sbd", {"val.txt": None}, "expected the list val.txt, got none"),
         (
             "sbd",
             {"cls/2009_s.mat": None},
-            "expected SegmentationClass/2009_s.png of split train_aug, got none",
+            "SegmentationClass/2009_s.png: expected a file of .*sbd.archive, got no file",
         ),
         ("sbd", {"cls/2009_s.mat": b"no"}, "cls/2009_s.mat: expected a MATLAB 5 file"),
-        ("test", {"JPEGImages/2010_t.jpg": None}, "expected JPEGImages/2010_t.jpg of split test, got none"),
-        ("test", {"ImageSets/Segmentation/test.txt": b"2010_t\n"}, "expected 2 names in test, got 1"),
+        (
+            "test",
+            {"JPEGImages/2010_t.jpg": None},
+            "JPEGImages/2010_t.jpg: expected a file of .*test.archive, got no file",
+        ),
+        ("test", {"ImageSets/Segmentation/test.txt": b"2010_t\n"}, "expected 2 names in test.txt, got 1"),
     ],
 )
 def test_incomplete_archives(
@@ -308,7 +328,7 @@ def test_incomplete_archives(
             files[name] = content
     given[role].write_bytes(pack(files))
     with pytest.raises(InputError, match=message):
-        build_voc2012(tmp_path / "d", given, test=True, counts=COUNTS, verify=False)
+        build_voc2012(tmp_path / "d", given, test=True, verify=False)
     lists = tmp_path / "d/VOCdevkit/VOC2012/ImageSets/Segmentation"
     assert not (lists / ("test.txt" if role == "test" else "train_aug.txt")).exists()
 
@@ -317,14 +337,9 @@ def test_the_published_archives() -> None:
     assert VOC_COUNTS["train_aug"] == 10_582
     for archive in VOC_ARCHIVES.values():
         assert archive.sha256 is not None and len(archive.sha256) == 64
-        assert archive.urls and all(url.endswith(f"/{archive.name}") for url in archive.urls)
+        assert archive.bases and all(base.startswith("http") and base[-1] != "/" for base in archive.bases)
     with pytest.raises(InputError, match="mirror: expected an address"):
         mirrored(VOC_ARCHIVES, "file:///etc")
-
-
-def test_train_aug_by_hand() -> None:
-    assert train_aug_names(TRAIN, SBD_TRAIN, SBD_VAL, VAL) == TRAIN_AUG
-    assert train_aug_names("b", "ba", "c", "") == ("a", "b", "c")
 
 
 def test_sbd_mask() -> None:
@@ -353,15 +368,20 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_command(
-    given: dict[str, Path], server: Server, archives: dict[str, Archive], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    given: dict[str, Path],
+    server: Server,
+    archives: dict[str, Archive],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     command = ["data", "voc", "--root", str(tmp_path / "d")]
     files = [f"--{role}={given[role]}" for role in ("trainval", "sbd")]
     assert "expected the 1999639040 bytes of VOCtrainval" in error_of(capsys, *command, *files)
+    monkeypatch.setattr(module, "VOC_COUNTS", VOC_COUNTS)
     # the real numbers of images are asked for, whatever the archives are
-    assert "expected 1464 names in train, got 2" in error_of(capsys, *command, *files, "--no-verify")
-    monkeypatch.setattr(module, "build_voc2012", partial(build_voc2012, counts=COUNTS))
+    assert "expected 1464 names in train.txt, got 2" in error_of(capsys, *command, *files, "--no-verify")
+    monkeypatch.setattr(module, "VOC_COUNTS", COUNTS)
     assert cli.main([*command, *files, "--no-verify"]) == 0
     assert "VOC2012: 2 train, 2 val, 5 train_aug\n" in capsys.readouterr().out
     # a download is verified even with --no-verify, which is about given files

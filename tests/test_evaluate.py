@@ -11,32 +11,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_models_mxnet import file_bytes
+from mxnet_file import file_bytes
 
 from wsss_nb import cli
-from wsss_nb.data import VOCFolder, make_synthetic, read_label_map
-from wsss_nb.errors import InputError
-from wsss_nb.experiment import evaluation
-from wsss_nb.experiment.pipeline import open_run
-from wsss_nb.experiment.profiles import Profile, load_profile
-from wsss_nb.models import (
-    create_affinity_net,
-    create_cam_net,
-    create_deeplab,
-    create_seam_net,
-    read_state_dict,
-)
-from wsss_nb.models.identify import Identity, identify_checkpoint, identify_network
+from wsss_nb.data.palette import read_label_map
+from wsss_nb.data.synthetic import make_synthetic
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.models.affinity_net import create_affinity_net
+from wsss_nb.models.cam_net import create_cam_net, create_seam_net
+from wsss_nb.models.checkpoint import Identity, identify_checkpoint, identify_network, read_state_dict
+from wsss_nb.models.deeplab import create_deeplab
+from wsss_nb.run import evaluation
+from wsss_nb.run.pipeline import train_cam, train_deeplab
+from wsss_nb.run.prepare import open_run
+from wsss_nb.run.profiles import load_profile
 from wsss_nb.stages.cam import infer_cams
 from wsss_nb.stages.scoring import score_label_maps
+from wsss_nb.system.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
-STAGES = ("pretrain", "cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
+SMALL = {"epochs": 1, "batch_size": 8, "views": {"sizes": [[48, 48]]}}
 PROFILE: dict[str, Any] = {
-    "data.num_train": 8, "data.num_val": 3, "lambdas": [1], "workers": 1, "threads": 1,
-    **{f"{stage}.{name}": value for stage in STAGES
-       for name, value in (("epochs", 1), ("batch_size", 8), ("views.sizes", [[48, 48]]))},
-}  # fmt: skip
+    "data": {"num_train": 8, "num_val": 3},
+    "lambdas": [1.0],
+    "workers": 1,
+    "threads": 1,
+    **{stage: SMALL for stage in ("pretrain", "cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")},
+}
 
 
 def golden_names(network: str, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -82,16 +83,12 @@ def test_unknown_networks(tmp_path: Path) -> None:
     classifier = {name: value for name, value in names.items() if not name.startswith(("fc8", "f8", "f9"))}
     with pytest.raises(InputError, match=r"x: expected a network with one of cls_conv.weight \(deeplab\)"):
         identify_network(classifier, "x")
-    other = {
-        "fc8.weight": torch.zeros(21, 8),
-        "conv1a.weight": torch.zeros(1),
-        "layer1.0.conv1.weight": torch.zeros(1),
-    }
+    other = {"fc8.weight": torch.zeros(21, 8), "conv1a.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}
     with pytest.raises(InputError, match=r"expected the layers of tiny, .*, got at most \d %"):
         identify_network(other)
     path = tmp_path / "ilsvrc.params"
     path.write_bytes(file_bytes({"arg:conv1a_weight": np.zeros((2, 3), np.float32)}))
-    with pytest.raises(InputError, match="got MXNet's ImageNet weights, which only training starts from"):
+    with pytest.raises(InputError, match="got MXNet's ImageNet weights, where training starts"):
         identify_checkpoint(path)
     with pytest.raises(InputError, match="expected a checkpoint file, got none"):
         identify_checkpoint(tmp_path / "none.pth")
@@ -111,20 +108,15 @@ class World:
     def __init__(self, out: Path) -> None:
         self.profile = load_profile("quick", PROFILE)
         self.run = open_run(self.profile, out)
-        self.rows = {
-            "cam": self.run.train_cam("lambda1_fsl", 0),
-            "seam": self.run.train_cam("seam", 0),
-            "deeplab": self.run.train_deeplab("ours"),
-        }
-        self.rows["affinitynet"] = next(
-            row for row in self.run.results()["stages"] if row["stage"] == "affinitynet"
-        )
+        rows = (train_deeplab(self.run), train_cam(self.run, "lambda1_fsl", 0), *self.run.stages("affinitynet"))
+        self.rows: dict[str, Any] = {getattr(row, "stage", "cam"): row for row in rows}
+        self.rows["seam"] = train_cam(self.run, "seam", 0)
 
-    def folder(self, stage: str) -> Path:
-        return self.run.out / str(self.rows[stage]["folder"])
+    def maps(self, stage: str) -> Path:
+        return self.run.folder / self.rows[stage].folder
 
     def checkpoint(self, stage: str) -> Path:
-        return self.folder(stage) / "model/checkpoint.pt"
+        return self.run.folder / self.rows[stage].steps["model"] / "checkpoint.pt"
 
 
 @pytest.fixture(scope="module")
@@ -143,22 +135,21 @@ def without(scores: dict[str, Any], *names: str) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", ["cam", "seam", "affinitynet", "deeplab"])
 def test_same_scores_as_the_run(world: World, tmp_path: Path, stage: str) -> None:
     """The checkpoint a run left, scored from outside: label maps and protocol are those of the run."""
-    checkpoint = evaluation.open_checkpoint(world.checkpoint(stage))
-    scores = evaluation.evaluate_checkpoint(
-        checkpoint, world.run.val, world.profile, tmp_path / "out",
-        method="seam" if stage == "seam" else "ours",
-        cams=world.checkpoint("cam") if stage == "affinitynet" else None,
-    )  # fmt: skip
-    assert scores is not None
+    checkpoint, val = evaluation.open_checkpoint(world.checkpoint(stage)), world.run.val
+    variant = "seam" if stage == "seam" else "lambda1_fsl"
+    cams = world.checkpoint("cam") if stage == "affinitynet" else None
+    maps, scores = evaluation.evaluate_checkpoint(
+        checkpoint, val, world.profile, tmp_path / "out", variant=variant, cams=cams
+    )
+    assert scores is not None and maps.parent == tmp_path / "out"
     assert scores["protocol"]["weights"] == f"checkpoint.pt {checkpoint.digest[:12]}"
-    expected = without(world.rows[stage]["scores"], "seed")
-    assert without(scores, "weights", "method", "cams") == expected
-    for name in world.run.val.names:
-        ours = read_label_map(world.folder(stage) / "val" / f"{name}.png")
-        np.testing.assert_array_equal(read_label_map(tmp_path / "out/maps" / f"{name}.png"), ours)
+    assert without(scores, "weights", "variant", "cams") == without(world.rows[stage].scores.model_dump(), "seed")
+    for name in val.names:
+        ours = read_label_map(world.maps(stage) / f"{name}.png")
+        np.testing.assert_array_equal(read_label_map(maps / f"{name}.png"), ours)
     if stage == "affinitynet":  # the same CAMs, given as a folder
-        again = evaluation.evaluate_checkpoint(
-            checkpoint, world.run.val, world.profile, tmp_path / "other", cams=world.folder("cam") / "val"
+        _, again = evaluation.evaluate_checkpoint(
+            checkpoint, val, world.profile, tmp_path / "out", cams=world.maps("cam")
         )
         unknown = ("cams", "scales", "flips")  # a folder does not say how its CAMs were made
         assert again is not None and without(again, *unknown) == without(scores, *unknown)
@@ -172,14 +163,12 @@ def test_published_file_with_our_settings(
     path = tmp_path / "cam.pth"
     torch.save({f"module.{name}": value for name, value in state.items()} | {"extra": torch.zeros(2)}, path)
     val = world.run.val
-    command = [
-        "evaluate", "--checkpoint", str(path), "--data", str(val.root), "--inference.scales", "0.5,1",
-        "--inference.max_normalize", "true", "--void", "masked", "--json", str(tmp_path / "scores.json"),
-    ]  # fmt: skip
+    command = ["evaluate", "--checkpoint", str(path), "--data", str(val.root), "--json", str(tmp_path / "scores.json")]
+    command += ["--inference.scales", "0.5,1", "--inference.max_normalize", "true", "--data.void", "masked"]
     monkeypatch.chdir(tmp_path)
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
-    assert "cam.pth: network cam (ours) on tiny, settings of profile quick" in shown
+    assert "cam.pth: network cam (lambda1_fsl) on tiny, settings of profile quick" in shown
     assert "cam.pth: left out 1 unexpected (extra)" in shown
     assert "scales [0.5, 1.0]" in shown and "not known here" not in shown
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -195,9 +184,8 @@ def test_published_file_with_our_settings(
     protocol = scores["protocol"]
     assert (protocol["flips"], protocol["max_normalized"], protocol["void"]) == (True, True, "masked")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert {path.name for path in Path(f"runs/evaluate/cam-{digest[:8]}-val/maps").glob("*.png")} == {
-        f"{name}.png" for name in val.names
-    }
+    made = Path(f"runs/evaluate/cam-{digest[:8]}-val").glob("maps-*/*.png")
+    assert {path.name for path in made} == {f"{name}.png" for name in val.names}
 
     # again: nothing is computed; with other settings it is
     def never(*arguments: Any, **options: Any) -> None:
@@ -209,7 +197,7 @@ def test_published_file_with_our_settings(
     with pytest.raises(RuntimeError, match="computed"):
         cli.main([*command, "--inference.background", "power:4"])
     with pytest.raises(RuntimeError, match="computed"):
-        cli.main([*command, "--method", "seam"])
+        cli.main([*command, "--variant", "seam"])
 
 
 def test_checkpoints_of_one_name_have_folders_of_their_own(
@@ -224,17 +212,14 @@ def test_checkpoints_of_one_name_have_folders_of_their_own(
         path.parent.mkdir()
         torch.save(read_state_dict(world.checkpoint("cam")) | {"extra": torch.tensor([weight])}, path)
         assert cli.main([*command, str(path)]) == 0
-        maps = set(Path("runs/evaluate").glob("checkpoint-*-val/maps/*.png"))
+        maps = set(Path("runs/evaluate").glob("checkpoint-*-val/maps-*/*.png"))
         assert len(maps) == number * len(world.run.val) and before <= maps
         before = maps
 
 
-def test_split_without_masks_is_not_scored(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_split_without_masks_is_not_scored(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a test split has: images and no labels of any kind. DeepLab needs no more."""
     root = make_synthetic(tmp_path / "test", num_train=1, num_val=2, size=48)
-    root = tmp_path / "test" if root is None else root
     for path in (*(root / "SegmentationClass").iterdir(), root / "labels.csv"):
         path.unlink()
     common = ["evaluate", "--data", str(root), "--out", str(tmp_path / "out")]
@@ -242,7 +227,8 @@ def test_split_without_masks_is_not_scored(
     assert cli.main([*common, "--checkpoint", str(world.checkpoint("deeplab")), *settings]) == 0
     assert "2 label maps; the split has no masks, no score" in capsys.readouterr().out
     folder = VOCFolder(root, "val")
-    assert all(folder.prediction(tmp_path / "out/maps", name).shape == (48, 48) for name in folder.names)
+    (maps,) = (tmp_path / "out").glob("maps-*")
+    assert all(folder.prediction(maps, name).shape == (48, 48) for name in folder.names)
     assert cli.main([*common, "--checkpoint", str(world.checkpoint("cam"))]) == 2  # CAMs need image labels
     assert "expected a mask of image" in capsys.readouterr().err
 
@@ -250,29 +236,24 @@ def test_split_without_masks_is_not_scored(
 # What does not fit
 
 
-@pytest.fixture(scope="module")
-def small(world: World) -> Profile:
-    return world.profile
-
-
 def save(path: Path, state: dict[str, torch.Tensor]) -> evaluation.Checkpoint:
     torch.save(state, path)
     return evaluation.open_checkpoint(path)
 
 
-def test_weights_that_do_not_fit_are_listed(world: World, small: Profile, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_listed(world: World, tmp_path: Path) -> None:
     state = create_cam_net("tiny", 6).state_dict()
     lacking = {name: value for name, value in state.items() if name != "f9.weight"}
     val = world.run.val
     with pytest.raises(InputError, match=r"expected the weights of CamNet, got 1 missing \(f9.weight\)"):
-        evaluation.evaluate_checkpoint(save(tmp_path / "a.pth", lacking), val, small, tmp_path / "out")
+        evaluation.evaluate_checkpoint(save(tmp_path / "a.pth", lacking), val, world.profile, tmp_path / "out")
     other = create_cam_net("tiny", 21).state_dict()
     message = r"1 misshaped \(fc8.weight: expected \(6, \d+, 1, 1\), got \(21, \d+, 1, 1\)\)"
     with pytest.raises(InputError, match=message):
-        evaluation.evaluate_checkpoint(save(tmp_path / "b.pth", other), val, small, tmp_path / "out")
+        evaluation.evaluate_checkpoint(save(tmp_path / "b.pth", other), val, world.profile, tmp_path / "out")
 
 
-def test_cams_are_for_affinitynet(world: World, small: Profile, tmp_path: Path) -> None:
+def test_cams_are_for_affinitynet(world: World, tmp_path: Path) -> None:
     walker = save(tmp_path / "aff.pth", create_affinity_net("tiny").state_dict())
     classifier = save(tmp_path / "cam.pth", create_cam_net("tiny", 6).state_dict())
     val, out = world.run.val, tmp_path / "out"
@@ -284,17 +265,15 @@ def test_cams_are_for_affinitynet(world: World, small: Profile, tmp_path: Path) 
         (walker, tmp_path / "none", "expected a checkpoint file, got none"),
     ):
         with pytest.raises(InputError, match=message):
-            evaluation.evaluate_checkpoint(checkpoint, val, small, out, cams=cams)
+            evaluation.evaluate_checkpoint(checkpoint, val, world.profile, out, cams=cams)
 
 
-def test_flags_of_checkpoints_with_label_maps(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_of_checkpoints_with_label_maps(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     val = world.run.val
-    maps = ["evaluate", "--data", str(val.root), "--predictions", str(world.folder("cam") / "val")]
+    maps = ["evaluate", "--data", str(val.root), "--predictions", str(world.maps("cam"))]
     assert cli.main(maps) == 0
     assert "not known here" in capsys.readouterr().out
-    for more, flag in ((["--out", "x"], "--out"), (["--inference.flip", "false"], "--inference.flip")):
+    for more, flag in ((["--out", "x"], "--out"), (["--inference.flip", "false"], "--inference")):
         assert cli.main([*maps, *more]) == 2
         assert f"{flag}: expected with --checkpoint only" in capsys.readouterr().err
     for arguments in (maps[:3], [*maps, "--checkpoint", "cam.pth"]):

@@ -13,52 +13,30 @@ import sys
 import nbformat
 import numpy as np
 import pytest
-from fake_run import make_fake_run
+from fake_run import make_fake_run, make_voc_folder
 from matplotlib.text import Text
 from PIL import Image
 
-from wsss_nb.code_version import modules_behind
-from wsss_nb.data import VOCFolder
+from wsss_nb.counts import confusion_matrix, mean_iou
 from wsss_nb.data.palette import colorize, save_label_map
-from wsss_nb.errors import InputError
-from wsss_nb.experiment.notebooks import read_notebook
-from wsss_nb.figures import (
-    FIGURES,
-    background_threshold,
-    confusion,
-    cost,
-    coverage,
-    figure_1,
-    figure_2,
-    figure_3,
-    figure_png,
-    gallery,
-    make_figure,
-    mu_sigma,
-    per_class,
-    save_figure,
-)
-from wsss_nb.figures.images import MAX_IMAGES, candidates, image_confusion, image_mious, image_scores, typical
-from wsss_nb.figures.style import (
-    describe_protocol,
-    mean_and_spread,
-    our_lambda,
-    seeds_of,
-    seeds_text,
-    shared_protocol,
-    variant_title,
-)
-from wsss_nb.published import FIGURE_2_READING, TABLE_1
-from wsss_nb.publishing import publish_figures
-from wsss_nb.results import NotHere, NotInRun, load_run
-from wsss_nb.tables import make_table
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.run.run import NotInRun, NotOnThisMachine, load_run
+from wsss_nb.show import FIGURES, figure_png, make_figure, make_table, publish_figures, save_figure
+from wsss_nb.show.panels import MAX_IMAGES, candidates, image_scores, typical
+from wsss_nb.show.paper import FIGURE_2_READING, TABLE_1
+from wsss_nb.show.protocol import describe_protocol, mean_and_spread, seeds_of, seeds_text, shared_protocol
+from wsss_nb.system.code_version import imported_modules, modules_behind
+from wsss_nb.system.errors import InputError
+from wsss_nb.variants import lambda_variant
 
+figure_1, figure_2, figure_3, per_class, confusion = (FIGURES[name] for name in list(FIGURES)[:5])
+background_threshold, mu_sigma, coverage, gallery, cost = (FIGURES[name] for name in list(FIGURES)[5:])
 SIZE = (24, 32)
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    return make_fake_run(tmp_path_factory.mktemp("runs") / "quick", num_val=7, weights=(0.0, 0.5, 1.0))
+    return make_fake_run(tmp_path_factory.mktemp("runs") / "quick", num_val=7, lams=(0.0, 0.5, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +94,6 @@ def outside(figure):
 # Small numbers
 
 
-def test_image_confusion_and_miou_by_hand():
-    target = np.array([[0, 0, 1], [1, 255, 2]], dtype=np.uint8)
-    prediction = np.array([[0, 1, 1], [1, 2, 0]], dtype=np.uint8)
-    counts = image_confusion(prediction, target, 4)
-    assert counts.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    # background 1/3, class 1 2/3, class 2 0/1, class 3 occurs nowhere
-    assert image_mious(counts) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
-    assert np.isnan(image_mious(np.zeros((4, 4))))
-
-
 def test_mean_and_spread_by_hand():
     mean, spread = mean_and_spread(np.array([[1.0, 5.0, np.nan], [3.0, np.nan, np.nan]]))
     np.testing.assert_allclose(mean, [2, 5, np.nan])
@@ -146,14 +114,7 @@ def test_seeds_of_names_the_exceptions():
 
 
 def test_describe_protocol():
-    protocol = {
-        "split": "val",
-        "crf": False,
-        "scales": [0.5, 1.0],
-        "flips": True,
-        "void": "masked",
-        "beta": 8.0,
-    }
+    protocol = {"split": "val", "crf": False, "scales": [0.5, 1.0], "flips": True, "void": "masked", "beta": 8.0}
     assert describe_protocol(protocol) == (
         "val split, no CRF, scales 0.5 1, with flips, void masked in contour F, beta 8"
     )
@@ -186,21 +147,11 @@ def test_shared_protocol_is_silent_about_what_a_stage_has_not(changed):
     assert text.count("maps") == 1
 
 
-def test_variant_titles(run):
-    titles = {cam.variant: variant_title(cam) for cam in run.results.cam}
-    assert titles["lambda0"] == "max pooling (λ = 0)"
-    assert titles["lambda0.5_fsl"] == "λ = 0.5 + FSL"
-    assert titles["lambda1"] == "sampling (λ = 1)"
-    assert titles["average"] == "average pooling"
-    assert titles["seam"] == "SEAM"
-    assert variant_title(run.cams("sampling", 0.0, fsl=False)[0], "average") == "average pooling (λ = 0)"
-
-
 # Which images
 
 
 def test_image_scores_are_those_of_the_files(run):
-    entries = [run.cams("sampling", 0.0, fsl=False)[0], run.stages("deeplab")[0]]
+    entries = [run.cams("lambda0")[0], run.stages("deeplab")[0]]
     scores = image_scores(run, entries, run.val_names)
     assert scores.shape == (2, 7)
     for row, entry in enumerate(entries):
@@ -218,7 +169,7 @@ def test_image_scores_find_out_other_masks(changed):
 
     run = changed(other)
     with pytest.raises(
-        InputError, match="data_root: expected the masks that cam/lambda0/seed0 was scored on"
+        InputError, match="data_root: expected the masks that cam/lambda0/seed0/val-1a2b3c4d was scored on"
     ):
         image_scores(run, [run.results.cam[0]], run.val_names)
     assert image_scores(run, [run.results.cam[0]], run.val_names[:3]).shape == (1, 3)
@@ -261,25 +212,25 @@ def test_candidates_of_a_large_split_are_evenly_spaced(changed):
 def test_figure_1_shows_the_files_of_the_run(run):
     figure, arrays = figure_1(run, names=["val_0002", "val_0005"])
     assert arrays["columns"].tolist() == [
-        "input", "max pooling (λ = 0)", "sampling (λ = 1)", "sampling (λ = 1) + FSL", "SEAM",
+        "input",
+        "max pooling (λ = 0)",
+        "sampling (λ = 1)",
+        "sampling (λ = 1) + FSL",
+        "SEAM",
         "ground truth",
-    ]  # fmt: skip
+    ]
     assert arrays["names"].tolist() == ["val_0002", "val_0005"]
     np.testing.assert_array_equal(arrays["panel_1_0"], run.dataset.image("val_0005"))
     np.testing.assert_array_equal(arrays["panel_1_5"], run.dataset.mask("val_0005"))
     for column, entries in (
-        (1, run.cams("sampling", 0.0, fsl=False)),
-        (2, run.cams("sampling", 1.0, fsl=False)),
-        (3, run.cams("sampling", 1.0, fsl=True)),
+        (1, run.cams("lambda0")),
+        (2, run.cams("lambda1")),
+        (3, run.cams("lambda1_fsl")),
         (4, run.cams("seam")),
     ):
         np.testing.assert_array_equal(arrays[f"panel_1_{column}"], run.label_map(entries[0], "val_0005"))
-        shown = next(
-            axes for axes in figure.axes[6:] if axes.get_images() and axes is figure.axes[6 + column]
-        )
-        np.testing.assert_array_equal(
-            shown.get_images()[0].get_array(), colorize(arrays[f"panel_1_{column}"])
-        )
+        shown = next(axes for axes in figure.axes[6:] if axes.get_images() and axes is figure.axes[6 + column])
+        np.testing.assert_array_equal(shown.get_images()[0].get_array(), colorize(arrays[f"panel_1_{column}"]))
     assert "not run" not in texts(figure)
     assert "Rows: chosen by name." in face(figure)
     assert "class1" in face(figure)  # the legend
@@ -287,7 +238,7 @@ def test_figure_1_shows_the_files_of_the_run(run):
 
 def test_figure_1_says_the_gain_and_chooses_typical_rows(run):
     figure, arrays = figure_1(run, rows=3)
-    entries = [run.cams("sampling", 0.0, fsl=False)[0], run.cams("sampling", 1.0, fsl=True)[0]]
+    entries = [run.cams("lambda0")[0], run.cams("lambda1_fsl")[0]]
     scores = image_scores(run, entries, run.val_names)
     gain = scores[1] - scores[0]
     assert f"median gain ({100 * np.median(gain):+.1f} points)" in face(figure)
@@ -309,43 +260,46 @@ def test_figure_1_marks_what_was_not_run(changed):
 
 def refined_at_half(results):
     for entry in results["stages"]:
-        if entry["method"] == "ours":
+        if entry["variant"] == "lambda1_fsl":
             entry["variant"] = "lambda0.5_fsl"
             if entry["stage"] == "cam":
                 cams = [c for c in results["cam"] if c["variant"] == entry["variant"]]
                 found = next(c for c in cams if c["seed"] == entry["seed"])
-                entry |= {"folder": found["folder"], "scores": found["scores"]}
+                entry |= {"steps": found["steps"], "scores": found["scores"]}
 
 
 def test_figure_1_and_per_class_show_the_lambda_that_was_refined(changed):
     run = changed(refined_at_half)
-    assert our_lambda(run) == 0.5
+    assert run.ours == "lambda0.5_fsl"
     figure, arrays = figure_1(run, rows=1)
     name = arrays["names"][0]
     assert arrays["columns"].tolist()[1:5] == ["max pooling (λ = 0)", "λ = 0.5", "λ = 0.5 + FSL", "SEAM"]
     for column, fsl in ((2, False), (3, True)):
-        shown = run.label_map(run.cams("sampling", 0.5, fsl)[0], name)
+        shown = run.label_map(run.cams(lambda_variant(0.5, fsl).name)[0], name)
         np.testing.assert_array_equal(arrays[f"panel_0_{column}"], shown)
     assert "gain in mIoU from λ = 0 to λ = 0.5 with FSL" in face(figure)
     series = per_class(run)[1]["series"].tolist()
     assert list(dict.fromkeys(series)) == [
-        "CAMs, max pooling (λ = 0)", "CAMs, λ = 0.5", "CAMs, λ = 0.5 + FSL", "+ AffinityNet", "+ DeepLab-v1",
-    ]  # fmt: skip
+        "CAMs, max pooling (λ = 0)",
+        "CAMs, λ = 0.5",
+        "CAMs, λ = 0.5 + FSL",
+        "+ AffinityNet",
+        "+ DeepLab-v1",
+    ]
 
 
 def test_before_the_later_stages_the_profile_says_which_lambda_will_be_refined(changed):
     def cams_only(results):
         results["stages"] = []
-        results["profile"]["refined_lambda"] = 0.5
+        results["profile"]["refine"] = ["lambda0.5_fsl", "seam"]
 
     run = changed(cams_only)
-    assert run.final_variant("ours") == "lambda0.5_fsl"
+    assert run.ours == "lambda0.5_fsl"
     assert "λ = 0.5 + FSL" in figure_1(run, rows=1)[1]["columns"]
-    assert our_lambda(changed(lambda r: r.update(cam=[], stages=[]))) == 1
 
 
 def test_figure_1_needs_cams(changed):
-    with pytest.raises(NotInRun, match="expected CAMs at lambda 0 or 1, or of SEAM, got none"):
+    with pytest.raises(NotInRun, match="expected CAMs at lambda 0, of our method or of SEAM, got none"):
         figure_1(changed(lambda r: r.update(cam=[])))
 
 
@@ -360,7 +314,7 @@ def test_figure_3_has_one_fixed_scale(changed, run_dir):
     assert arrays["panel_0_1"].max() < 1
     maps = [image for axes in figure.axes for image in axes.get_images() if image.get_array().ndim == 2]
     assert [image.get_clim() for image in maps] == [(0, 1), (0, 1)]
-    classes, cam = run.activations(run.cams("sampling", 1.0, fsl=True)[0], "val_0001")
+    classes, cam = run.activations(run.cams("lambda1_fsl")[0], "val_0001")
     assert len(classes) == 2
     np.testing.assert_array_equal(arrays["panel_1_1"], cam.max(axis=0))
     np.testing.assert_array_equal(arrays["panel_1_3"], run.label_map(run.stages("deeplab")[0], "val_0001"))
@@ -397,10 +351,10 @@ def test_gallery_leaves_out_images_without_a_labelled_pixel(run_dir, tmp_path):
     run = load_run(folder)
     for entry in results["stages"]:  # scored on these masks
         if entry["stage"] == "deeplab":
-            found = next(e for e in run.stages("deeplab", entry["method"]) if e.seed == entry["seed"])
+            found = next(e for e in run.stages("deeplab", entry["variant"]) if e.seed == entry["seed"])
             masks = VOCFolder(folder / "data", "val")
             entry["scores"]["confusion"] = sum(
-                image_confusion(run.label_map(found, name), masks.mask(name), 4) for name in run.val_names
+                confusion_matrix(run.label_map(found, name), masks.mask(name), 4) for name in run.val_names
             ).tolist()
     (folder / "results.json").write_text(json.dumps(results))
     figure, arrays = gallery(load_run(folder), rows=2)
@@ -440,14 +394,14 @@ def test_figure_2_draws_means_spreads_and_single_runs(run):
             line = drawn[f"{label} (mean ± s.d., 2 seeds)"]
             np.testing.assert_allclose(line.get_xdata(), [0, 0.5, 1])
             for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
-                values = [100 * getattr(cam.scores, metric) for cam in run.cams("sampling", x, fsl)]
+                values = [100 * getattr(cam.scores, metric) for cam in run.cams(lambda_variant(float(x), fsl).name)]
                 assert len(values) == 2
                 assert y == pytest.approx(np.mean(values))
         singles = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
         points = np.concatenate([line.get_ydata() for line in singles if line.get_marker() != "*"])
         assert sorted(points) == pytest.approx(sorted(arrays[metric]))
         band = axes.collections[0].get_paths()[0].vertices
-        values = np.array([100 * getattr(cam.scores, metric) for cam in run.cams("sampling", 0.0, fsl=False)])
+        values = np.array([100 * getattr(cam.scores, metric) for cam in run.cams("lambda0")])
         at_zero = band[np.isclose(band[:, 0], 0), 1]
         assert at_zero.min() == pytest.approx(values.mean() - values.std(ddof=1))
         assert at_zero.max() == pytest.approx(values.mean() + values.std(ddof=1))
@@ -504,13 +458,13 @@ def test_figure_2_draws_no_curve_through_two_lambdas(changed):
             assert drawn[f"{label} (mean ± s.d., 2 seeds)"].get_linestyle() == "None"
             bar = axes.containers[int(fsl)].lines[2][0]
             for x, (low, high) in zip((0, 1), bar.get_segments(), strict=True):
-                values = [100 * getattr(cam.scores, metric) for cam in run.cams("sampling", x, fsl)]
+                values = [100 * getattr(cam.scores, metric) for cam in run.cams(lambda_variant(float(x), fsl).name)]
                 assert low.tolist() == pytest.approx([x, np.mean(values) - np.std(values, ddof=1)])
                 assert high.tolist() == pytest.approx([x, np.mean(values) + np.std(values, ddof=1)])
 
 
 def test_figure_2_needs_a_sweep(changed):
-    run = changed(lambda r: r.update(cam=[c for c in r["cam"] if c["method"] != "sampling"]))
+    run = changed(lambda r: r.update(cam=[c for c in r["cam"] if c["lambda"] is None]))
     with pytest.raises(NotInRun, match="expected runs with a lambda, got none"):
         figure_2(run)
 
@@ -563,14 +517,12 @@ def test_confusion_sums_seeds_and_normalises_rows(run):
     share = np.asarray(mesh.get_array(), dtype=float).reshape(4, 4)
     np.testing.assert_allclose(share, 100 * expected / expected.sum(axis=1, keepdims=True))
     _, cams = confusion(run, stage="cam")
-    np.testing.assert_array_equal(
-        cams["confusion"], np.sum([e.scores.confusion for e in run.stages("cam")], axis=0)
-    )
+    np.testing.assert_array_equal(cams["confusion"], np.sum([e.scores.confusion for e in run.stages("cam")], axis=0))
 
 
 def test_background_threshold_equals_thresholding_each_image(run):
     figure, arrays = background_threshold(run)
-    entries = run.cams("sampling", 1.0, fsl=True)
+    entries = run.cams("lambda1_fsl")
     assert arrays["miou"].shape == (2, 100)
     for index in (0, 7, 30, 80):
         counts = np.zeros((4, 4), dtype=np.int64)
@@ -579,8 +531,8 @@ def test_background_threshold_equals_thresholding_each_image(run):
             classes, cam = run.activations(entries[1], name)
             predicted = classes[cam.argmax(axis=0)]
             predicted[cam.max(axis=0) < arrays["threshold"][index]] = 0
-            counts += image_confusion(predicted, target, 4)
-        assert arrays["miou"][1, index] == pytest.approx(100 * image_mious(counts))
+            counts += confusion_matrix(predicted, target, 4)
+        assert arrays["miou"][1, index] == pytest.approx(100 * mean_iou(counts))
     best = arrays["miou"].mean(axis=0).argmax()
     label = f"oracle's best: {arrays['threshold'][best]:.2f} (never used)"
     assert label in lines(figure.axes[0])
@@ -593,31 +545,24 @@ def test_background_threshold_equals_thresholding_each_image(run):
 
 
 def test_background_threshold_scores_curve_and_rule_on_the_same_images(run, monkeypatch):
-    monkeypatch.setattr("wsss_nb.figures.images.MAX_IMAGES", 3)
+    monkeypatch.setattr("wsss_nb.show.panels.MAX_IMAGES", 3)
     figure, arrays = background_threshold(run)
     names = [run.val_names[i] for i in (0, 3, 6)]
     counts = sum(
-        image_confusion(
-            run.label_map(run.cams("sampling", 1.0, fsl=True)[0], name), run.dataset.mask(name), 4
-        )
-        for name in names
+        confusion_matrix(run.label_map(run.cams("lambda1_fsl")[0], name), run.dataset.mask(name), 4) for name in names
     )
-    assert arrays["rule_miou"][0] == pytest.approx(100 * image_mious(counts))
-    assert arrays["rule_miou"][0] != pytest.approx(100 * run.cams("sampling", 1.0, fsl=True)[0].scores.miou)
+    assert arrays["rule_miou"][0] == pytest.approx(100 * mean_iou(counts))
+    assert arrays["rule_miou"][0] != pytest.approx(100 * run.cams("lambda1_fsl")[0].scores.miou)
     assert "curve and rule on the same 3 images evenly spaced of 7." in face(figure)
 
 
 def test_mu_sigma_paths(run, changed):
     figure, arrays = mu_sigma(run)
     assert len(arrays["variant"]) == 6  # three lambdas with FSL, two seeds
-    first = run.cams("sampling", 0.0, fsl=True)[0]
+    first = run.cams("lambda0_fsl")[0]
     np.testing.assert_array_equal(arrays["path_0"], first.mu_sigma)
-    np.testing.assert_array_equal(
-        figure.axes[0].get_lines()[0].get_ydata(), [row[1] for row in first.mu_sigma]
-    )
-    np.testing.assert_array_equal(
-        figure.axes[1].get_lines()[0].get_ydata(), [row[2] for row in first.mu_sigma]
-    )
+    np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), [row[1] for row in first.mu_sigma])
+    np.testing.assert_array_equal(figure.axes[1].get_lines()[0].get_ydata(), [row[2] for row in first.mu_sigma])
 
     def fixed(results):
         for cam in results["cam"]:
@@ -630,34 +575,24 @@ def test_mu_sigma_paths(run, changed):
 def test_coverage_and_cost_numbers(run, changed):
     _, arrays = coverage(run)
     sampling = arrays["variant"] == "sampling (λ = 1)"
-    np.testing.assert_allclose(
-        arrays["body"][sampling], [cam.parts["body"] for cam in run.cams("sampling", 1.0, fsl=False)]
-    )
+    np.testing.assert_allclose(arrays["body"][sampling], [cam.parts["body"] for cam in run.cams("lambda1")])
     with pytest.raises(NotInRun, match="head and body coverage"):
         coverage(changed(lambda r: [cam.update(parts=None) for cam in r["cam"]]))
     figure, arrays = cost(run)
     assert arrays["seconds"].sum() == pytest.approx(8 * (20 + 21) + 2 * 2 * 2 * 9.5)
     assert "7 min" in face(figure)
     assert "Measured on: cpu, 1 thread." in face(figure)
-    assert "an older record" in face(figure), "the fake run does not say which steps its costs count"
-
-    def counted(results, start=True):
-        for entry in results["cam"]:
-            entry["cost"]["steps"] = ["model", "val"]
-        results["profile"]["pretrain"] = {"epochs": 1}
-        if start:
-            results["pretrain"] = {"seed": 0, "cost": {"seconds": 1000.0, "peak_memory_mb": 90.0}}
-
-    figure, arrays = cost(changed(counted))
-    assert arrays["step"][0] == "Pre-training" and arrays["seconds"][0] == 1000
     assert "Each row counts its training, inference and scoring." in face(figure)
-    assert "older" not in face(figure) and "not recorded" not in face(figure).replace(
-        "memory not recorded", ""
-    )
-    assert "Pre-training was not recorded." in face(cost(changed(lambda r: counted(r, start=False)))[0])
-    nothing = lambda r: [entry.update(cost=None) for entry in [*r["cam"], *r["stages"]]]  # noqa: E731
+
+    def pretrained(results):
+        cost = {"seconds": 1000.0, "peak_memory_mb": None}
+        results["pretrain"] = {"seed": 0, "folder": "pretrain-1a2b3c4d", "cost": cost}
+
+    figure, arrays = cost(changed(pretrained))
+    assert (arrays["step"][0], arrays["seconds"][0]) == ("Pre-training", 1000)
+    assert np.isnan(arrays["peak_memory_mb"][0]) and "not recorded" in face(figure)
     with pytest.raises(NotInRun, match="what the stages cost"):
-        cost(changed(nothing))
+        cost(changed(lambda r: r.update(cam=[], stages=[])))
 
 
 # Faces and layout
@@ -673,7 +608,7 @@ def test_every_figure_says_what_its_data_are(run, changed):
         results["classes"] = ["background", *(f"c{i}" for i in range(1, 21))]
         results["data"]["val"] = 1449
         results["stages"] = []
-        results["cam"] = [c for c in results["cam"] if c["method"] == "sampling"]
+        results["cam"] = [c for c in results["cam"] if c["lambda"] is not None]
         for cam in results["cam"]:
             scores = cam["scores"]
             scores["iou"], scores["f"] = [0.5] * 21, [0.5] * 20
@@ -686,26 +621,36 @@ def test_every_figure_says_what_its_data_are(run, changed):
     assert "not VOC" not in face(figure_2(changed(voc))[0])
 
 
+def test_dollars_in_names_are_text(tmp_path):
+    """Matplotlib would read what stands between two dollars as mathematics, and fail on "c$$_%"."""
+    data = tmp_path / "$a_{$b"
+    make_voc_folder(data, 4, 3, SIZE)
+    (data / "classes.txt").write_text("background\nc$$_%\n$x^2$\n\\alpha$\n")
+    folder = make_fake_run(tmp_path / "run", data=data, synthetic=False, seeds=(0,))
+    results = json.loads((folder / "results.json").read_text())
+    for row in [*results["cam"], *results["stages"]]:
+        row["title"] = f"$\\frac{row['title']}$"
+        row["scores"]["protocol"]["background"] = "$rule$"
+    (folder / "results.json").write_text(json.dumps(results))
+    run = load_run(folder)
+    for spec in FIGURES.values():
+        if spec is not coverage:  # of synthetic data only
+            figure, _ = spec(run)
+            for text in figure.findobj(Text):
+                assert text._preprocess_math(text.get_text()) == (text.get_text(), False), spec.name
+            assert "$a_{$b, not VOC 2012" in texts(figure), spec.name
+            assert figure_png(figure)[1:4] == b"PNG"
+    said = face(per_class(run)[0])
+    assert "c$$_%" in said and "$x^2$" in said and "CAMs, $\\fracsampling (λ = 1)$" in said
+
+
 @pytest.mark.parametrize(
     ("width", "options"),
     [
         ("double", {"num_classes": 51, "num_val": 9, "seeds": (0,)}),
         ("single", {"num_classes": 4, "num_val": 4}),
-        (
-            "double",
-            {
-                "num_classes": 2,
-                "num_val": 1,
-                "seeds": (0,),
-                "weights": (1.0,),
-                "methods": ("sampling",),
-                "stages": (),
-            },
-        ),
-        (
-            "single",
-            {"num_val": 4, "size": (48, 20), "weights": (0.0,), "fsl": (False,), "stages": ("cam",)},
-        ),
+        ("double", {"num_classes": 2, "num_val": 1, "seeds": (0,), "lams": (1.0,), "baselines": (), "stages": ()}),
+        ("single", {"num_val": 4, "size": (48, 20), "lams": (0.0,), "fsl": (False,), "stages": ("cam",)}),
     ],
     ids=["50 classes", "single column", "one class, one image, one run", "portrait, lambda 0 only"],
 )
@@ -737,10 +682,7 @@ def test_fifty_classes_that_all_occur(many_classes, width):
         shown = " ".join(texts(figure)).split()
         assert {f"class{number}" for number in range(1, 51)} <= set(shown)
     renderer, axes = figure.canvas.get_renderer(), figure.axes[0]
-    for labels, low, high in (
-        (axes.get_xticklabels(), "x0", "x1"),
-        (axes.get_yticklabels()[::-1], "y0", "y1"),
-    ):
+    for labels, low, high in ((axes.get_xticklabels(), "x0", "x1"), (axes.get_yticklabels()[::-1], "y0", "y1")):
         boxes = [label.get_window_extent(renderer) for label in labels]
         assert all(getattr(a, high) <= getattr(b, low) + 1 for a, b in itertools.pairwise(boxes)), width
 
@@ -748,7 +690,7 @@ def test_fifty_classes_that_all_occur(many_classes, width):
 @pytest.fixture(scope="module")
 def many_classes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many") / "run"
-    options = {"weights": (1.0,), "methods": ("sampling",), "fsl": (True,), "stages": ("cam",), "seeds": (0,)}
+    options = {"lams": (1.0,), "baselines": (), "fsl": (True,), "stages": ("cam",), "seeds": (0,)}
     return load_run(make_fake_run(folder, num_classes=51, num_val=100, **options))
 
 
@@ -762,9 +704,7 @@ def test_single_runs_stand_beside_the_mean(run):
                 away = line.get_xdata() - np.round(line.get_xdata() * 2) / 2  # from lambda 0, 0.5, 1
                 assert np.abs(away).min() >= 0.02
                 sides[line.get_marker()] = np.sign(away).tolist()
-        assert sides == {"o": [-1.0] * 6, "s": [1.0] * 6}, (
-            "on two sides, so that they do not cover each other"
-        )
+        assert sides == {"o": [-1.0] * 6, "s": [1.0] * 6}, "on two sides, so that they do not cover each other"
 
 
 @pytest.mark.parametrize("width", ["double", "single"])
@@ -839,11 +779,11 @@ def test_pictures_redraw_from_their_arrays(run, tmp_path):
 
 def test_files_are_the_same_in_another_process_without_training_code(run_dir, run, tmp_path):
     code = (
-        "import sys, wsss_nb.tables, wsss_nb.experiment.provenance\n"
-        "from wsss_nb.figures import figure_2, save_figure\n"
-        "from wsss_nb.results import load_run\n"
-        "save_figure(*figure_2(load_run(sys.argv[1])), sys.argv[2], 'figure_2', {})\n"
-        "print([name for name in sys.modules if name.startswith(('wsss_nb.stages', 'wsss_nb.models'))])"
+        "import sys, wsss_nb.run.provenance\n"
+        "from wsss_nb.show import FIGURES, save_figure\n"
+        "from wsss_nb.run.run import load_run\n"
+        "save_figure(*FIGURES['figure_2'](load_run(sys.argv[1])), sys.argv[2], 'figure_2', {})\n"
+        "print([name for name in sys.modules if name.startswith(('wsss_nb.stages', 'wsss_nb.models', 'torch'))])"
     )
     command = [sys.executable, "-c", code, run_dir, tmp_path / "a"]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "86400"}
@@ -883,14 +823,11 @@ def test_manifest_names_each_file_with_its_hash(run, tmp_path):
         assert manifest["shows_images"] is False
         assert manifest["note"] == "synthetic data, not VOC"
         assert manifest["protocol"].startswith("Protocol: val split, 7 images")
-        assert sorted(manifest["files"]) == sorted(
-            f"{name}.{suffix}" for suffix in ("npz", "pdf", "png", "svg")
-        )
+        assert sorted(manifest["files"]) == sorted(f"{name}.{suffix}" for suffix in ("npz", "pdf", "png", "svg"))
         for file, digest in manifest["files"].items():
             assert hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() == digest
     assert {"double", "single"} == {
-        json.loads((tmp_path / f"{name}.json").read_text())["width"]
-        for name in ("figure_2", "figure_2_single")
+        json.loads((tmp_path / f"{name}.json").read_text())["width"] for name in ("figure_2", "figure_2_single")
     }
 
 
@@ -925,10 +862,10 @@ def test_a_figure_the_run_no_longer_backs_is_removed(run, changed, tmp_path):
 @pytest.mark.parametrize(
     ("lost", "name", "error"),
     [
-        ("data", "figure_1", NotHere),
-        ("data", "background_threshold", NotHere),
-        ("cam/lambda1_fsl/seed0/val/val_0001.png", "figure_1", NotHere),
-        ("cam/lambda1_fsl/seed0/val/val_0001.npz", "background_threshold", InputError),
+        ("data", "figure_1", NotOnThisMachine),
+        ("data", "background_threshold", NotOnThisMachine),
+        ("cam/lambda1_fsl/seed0/val-1a2b3c4d/val_0001.png", "figure_1", NotOnThisMachine),
+        ("cam/lambda1_fsl/seed0/val-1a2b3c4d/val_0001.npz", "background_threshold", InputError),
     ],
 )
 def test_a_drawing_stays_if_only_data_or_files_are_not_at_hand(run_dir, tmp_path, lost, name, error):
@@ -942,7 +879,7 @@ def test_a_drawing_stays_if_only_data_or_files_are_not_at_hand(run_dir, tmp_path
     publish_figures(folder, target)
     before = {path.name: path.read_bytes() for path in drawn.iterdir()}
     assert len(before) == 10
-    if error is NotHere:
+    if error is NotOnThisMachine:
         (folder / lost).rename(tmp_path / "lost")
     else:
         (folder / lost).write_bytes(b"PK broken")
@@ -982,7 +919,7 @@ def test_all_of_a_synthetic_run_is_published(run_dir, tmp_path):
 
 
 def test_photographs_are_never_published(tmp_path):
-    folder = make_fake_run(tmp_path / "run", num_val=3, synthetic=False, weights=(0.0, 1.0), seeds=(0,))
+    folder = make_fake_run(tmp_path / "run", num_val=3, synthetic=False, lams=(0.0, 1.0), seeds=(0,))
     drawn = draw_some(load_run(folder))
     (drawn / "extra.png").write_bytes(b"a photograph")
     manifest = json.loads((drawn / "figure_1.json").read_text())
@@ -1075,9 +1012,7 @@ def test_notebook_runs_from_its_folder(name, run_dir, tmp_path, monkeypatch, not
     else:
         assert made == {"table_1", "table_2", "table_sweep", "table_cost"}
     manifest = json.loads(next((project / "figures").glob("*.json")).read_text())
-    assert {"git", "profile", "seeds", "data_hash", "weights", "packages", "hardware", "files"} <= set(
-        manifest
-    )
+    assert {"git", "profile", "seeds", "data_hash", "weights", "packages", "hardware", "files"} <= set(manifest)
     assert str(tmp_path) not in json.dumps(manifest)
 
 
@@ -1096,7 +1031,7 @@ def cams_of_one_seed(results):
 
 
 def baselines_only(results):
-    results["cam"] = [cam for cam in results["cam"] if cam["method"] != "sampling"]
+    results["cam"] = [cam for cam in results["cam"] if cam["lambda"] is None]
     results["stages"] = []
 
 
@@ -1114,13 +1049,11 @@ def later_stages_only(results):
         (later_stages_only, {"per_class", "confusion", "cost"}),
     ],
 )
-def test_notebooks_run_to_their_end_whatever_a_run_has_not_got(
-    edit, drawn, changed, notebooks, capsys, monkeypatch
-):
+def test_notebooks_run_to_their_end_whatever_a_run_has_not_got(edit, drawn, changed, notebooks, capsys, monkeypatch):
     run = changed(edit)
     monkeypatch.setattr("IPython.display.display", lambda *shown, **how: None)
-    for place in ("store.figure_bytes", "figure_png"):  # what is drawn counts, not its files
-        monkeypatch.setattr(f"wsss_nb.figures.{place}", lambda *figure: b"picture")
+    for place in ("figures.figure_bytes", "figure_png"):  # what is drawn counts, not its files
+        monkeypatch.setattr(f"wsss_nb.show.{place}", lambda *figure: b"picture")
     for name in ("07_figures", "08_tables"):
         scope = {"__name__": "__main__"}
         for cell in nbformat.read(notebooks / f"{name}.ipynb", as_version=4).cells:
@@ -1140,14 +1073,10 @@ def test_notebooks_run_to_their_end_whatever_a_run_has_not_got(
 
 @pytest.mark.parametrize("name", ["07_figures", "08_tables"])
 def test_notebooks_that_draw_import_nothing_that_trains(name, notebooks):
-    behind = modules_behind(*read_notebook(notebooks / f"{name}.ipynb").modules)
-    assert {"wsss_nb.figures", "wsss_nb.results"} <= set(behind)
-    training = (
-        "wsss_nb.stages",
-        "wsss_nb.models",
-        "wsss_nb.experiment.pipeline",
-        "wsss_nb.experiment.runner",
-    )
+    cells = nbformat.read(notebooks / f"{name}.ipynb", as_version=4).cells
+    behind = modules_behind(*imported_modules("\n".join(cell.source for cell in cells if cell.cell_type == "code")))
+    assert {"wsss_nb.show.figures", "wsss_nb.run.results"} <= set(behind)
+    training = ("wsss_nb.stages", "wsss_nb.run.pipeline", "wsss_nb.models.cam_net", "wsss_nb.models.deeplab")
     assert not [module for module in behind if module.startswith(training)]
 
 

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import os
 import pickle
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_models_mxnet import file_bytes, mxnet_name
+from mxnet_file import file_bytes, resnet38_arrays
 from torch import Tensor, nn
 
-from wsss_nb.errors import InputError
-from wsss_nb.models import (
-    Backbone,
-    CamNet,
-    DeepLab,
-    LoadReport,
-    Taps,
-    create_affinity_net,
-    create_cam_net,
-    create_deeplab,
-    create_seam_net,
-    load_checkpoint,
-    read_state_dict,
-)
+from wsss_nb.models.affinity_net import create_affinity_net
+from wsss_nb.models.backbone import Backbone, Taps
+from wsss_nb.models.cam_net import CamNet, create_cam_net, create_seam_net
+from wsss_nb.models.checkpoint import LoadReport, load_checkpoint, read_state_dict
+from wsss_nb.models.deeplab import DeepLab, create_deeplab
+from wsss_nb.models.registry import BACKBONES
+from wsss_nb.system.errors import InputError
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -99,7 +93,6 @@ def test_all_kinds_of_difference_are_reported_and_strict_changes_nothing(tmp_pat
     assert report and "2 missing" in str(report)
     assert torch.equal(other.f8_3.weight, net.f8_3.weight)
     assert torch.equal(other.fc8.weight, before["fc8.weight"])
-    assert not other.pretrained
 
 
 def test_long_lists_are_cut():
@@ -114,7 +107,7 @@ def test_weights_pass_between_stages_with_and_without_the_prefix(tmp_path, net):
     with pytest.raises(InputError, match=r"conv_fov\.weight"):
         load_checkpoint(lab, tmp_path / "cam.pth")
     assert load_checkpoint(lab, tmp_path / "cam.pth", part="backbone") == LoadReport()
-    assert same(lab.backbone, net.backbone) and lab.pretrained
+    assert same(lab.backbone, net.backbone)
 
     torch.save(lab.state_dict(), tmp_path / "final.pth")
     back = create_cam_net("tiny", 4)
@@ -157,9 +150,8 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, net, how)
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(
-        InputError, match=r"evil\.pth: expected a file of PyTorch weights, got: Weights only load failed$"
-    ):
+    wanted = r"evil\.pth: expected a file of PyTorch weights, got a pickled object besides tensors \("
+    with pytest.raises(InputError, match=wanted):
         load_checkpoint(net, path)
     assert not mark.exists()
 
@@ -187,18 +179,64 @@ def test_missing_foreign_and_truncated_files(tmp_path, net):
         load_checkpoint(net, tmp_path)
     torch.save(net.state_dict(), tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
-    for data in (
-        b"",
-        b"hello",
-        b"\x89PNG\r\n\x1a\n" + bytes(100),
-        whole[:100],
-        whole[: len(whole) // 2],
-        whole[:-30],
-    ):
+    for data in (b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), whole[:100], whole[: len(whole) // 2], whole[:-30]):
         (tmp_path / "bad.pth").write_bytes(data)
         with pytest.raises(InputError, match=r"bad\.pth: expected a file of PyTorch weights") as caught:
             load_checkpoint(net, tmp_path / "bad.pth")
         assert "\n" not in str(caught.value)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc8 = nn.Linear(2, 2)
+
+
+STATE = {"fc8.weight": torch.ones(2, 2)}
+SAVE = r"\): save model\.state_dict\(\) alone, where that class is installed$"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ({"model": STATE, "miou": np.float64(0.5)}, r"a pickled object besides tensors \(numpy\.[\w.]*scalar" + SAVE),
+        ({"model": STATE, "mean": np.zeros(3)}, r"a pickled object besides tensors \(numpy\.[\w.]*_reconstruct" + SAVE),
+        ({"model": STATE, "args": Namespace(lr=1)}, r"a pickled object besides tensors \(argparse\.Namespace" + SAVE),
+        (Small(), r"a whole pickled network \([\w.]*Small" + SAVE),
+        ({"epoch": 3, "model": nn.Sequential(Small())}, r"a whole pickled network \(torch\.[\w.]*Sequential" + SAVE),
+    ],
+)
+def test_what_is_no_weights_only_file_is_told(tmp_path, content, message, zipped):
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=rf"x\.pth: expected a file of PyTorch weights, got {message}"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("page", ["<!DOCTYPE html>\n<p>Sign in", "\n <HTML lang=en>", "\ufeff<!doctype html><body>"])
+def test_a_saved_web_page_is_told(tmp_path, page):
+    (tmp_path / "x.pth").write_text(page, encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"got a web page \(HTML\): download the file itself, not the page that shows it$"
+    ):
+        read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make,kind",
+    [
+        (lambda: torch.eye(2).to_sparse(), "sparse"),
+        (lambda: torch.eye(2).to_sparse_csr(), "sparse"),
+        (lambda: torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.empty(2, 2, device="meta"), "meta"),
+    ],
+)
+def test_tensors_that_no_network_can_take_are_refused(tmp_path, make, kind):
+    torch.save({"a": torch.ones(1), "fc8.weight": make()}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=rf"x\.pth: fc8\.weight: expected a plain dense tensor, got a {kind} one$"):
+        read_state_dict(tmp_path / "x.pth")
 
 
 class MiniBlock(nn.Module):
@@ -225,31 +263,20 @@ class MiniResNet(Backbone):
         self.b3_1 = MiniBlock(4, 6)
         self.bn7 = nn.BatchNorm2d(6)
 
-    def frozen_modules(self) -> Sequence[nn.Module]:
+    def early_modules(self) -> Sequence[nn.Module]:
         return (self.conv1a,)
 
-    def frozen(self, images: Tensor) -> Tensor:
+    def early(self, images: Tensor) -> Tensor:
         return self.conv1a(images)
 
-    def taps(self, features: Tensor) -> Taps[Tensor]:
+    def late(self, features: Tensor) -> Taps[Tensor]:
         conv5 = self.b2(features)
         return Taps(features, conv5, self.bn7(self.b3_1(conv5)).relu())
 
 
-def mxnet_file(backbone: Backbone) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    arrays = {
-        mxnet_name(name): rng.normal(size=tensor.shape).astype("<f4")
-        for name, tensor in backbone.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    classifier = rng.normal(size=(10, 6)).astype("<f4")
-    return arrays | {"arg:linear1000_weight": classifier, "arg:linear1000_bias": classifier[:, 0].copy()}
-
-
 @pytest.mark.parametrize("version", [0, 2])
 def test_imagenet_weights_from_mxnet_start_every_network(tmp_path, version):
-    arrays = mxnet_file(MiniResNet())
+    arrays = resnet38_arrays({name: torch.rand_like(t.float()) for name, t in MiniResNet().state_dict().items()})
     path = tmp_path / "imagenet.params"
     path.write_bytes(file_bytes(arrays, version))
     net = CamNet(MiniResNet(), 3)
@@ -258,19 +285,17 @@ def test_imagenet_weights_from_mxnet_start_every_network(tmp_path, version):
     assert set(report.missing) == {"fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight"}
     assert report.unexpected == ("arg:linear1000_weight", "arg:linear1000_bias")
     assert report.misshaped == ()
-    assert net.pretrained and torch.equal(net.fc8.weight, head)
-    np.testing.assert_array_equal(
-        net.b3_1.conv_branch2a.weight.detach(), arrays["arg:res3b1_branch2a_weight"]
-    )
+    assert torch.equal(net.fc8.weight, head)
+    np.testing.assert_array_equal(net.b3_1.conv_branch2a.weight.detach(), arrays["arg:res3b1_branch2a_weight"])
     np.testing.assert_array_equal(net.b2.bn_branch2a.running_var, arrays["aux:bn2a_branch2a_moving_var"])
     np.testing.assert_array_equal(net.bn7.bias.detach(), arrays["arg:bn7_beta"])
-    lab = DeepLab(MiniResNet(), 3, width=4)
+    lab = DeepLab(MiniResNet(), 3, BACKBONES["tiny"])
     load_checkpoint(lab, path)
     assert same(lab.backbone, net.backbone)
 
 
 def test_mxnet_files_must_hold_the_whole_backbone_and_nothing_foreign(tmp_path):
-    arrays = mxnet_file(MiniResNet())
+    arrays = resnet38_arrays(MiniResNet().state_dict())
     path = tmp_path / "imagenet.params"
     del arrays["arg:res3b1_branch2a_weight"]
     arrays["arg:conv1a_weight"] = np.zeros((64, 3, 3, 3), "<f4")
@@ -283,7 +308,6 @@ def test_mxnet_files_must_hold_the_whole_backbone_and_nothing_foreign(tmp_path):
         "got 1 missing (b3_1.conv_branch2a.weight), 1 unexpected (arg:res9a_branch2a_weight), "
         "1 misshaped (conv1a.weight: expected (4, 3, 3, 3), got (64, 3, 3, 3))"
     )
-    assert not net.pretrained
     with pytest.raises(InputError, match=r"missing .*unexpected .*conv1a"):
         load_checkpoint(create_cam_net("tiny", 3), path)
 

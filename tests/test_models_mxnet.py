@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mxnet_file import array_bytes, file_bytes
+from mxnet_file import array_bytes, file_bytes, mxnet_name
 
-from wsss_nb.errors import InputError
-from wsss_nb.models import create_cam_net, read_mxnet_params, resnet38_names
+from wsss_nb.models.mxnet_params import read_mxnet_params, resnet38_names
+from wsss_nb.models.resnet38 import ResNet38
+from wsss_nb.system.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL = (GOLDEN / "mxnet_tiny.params").read_bytes()
@@ -108,15 +109,12 @@ HEAD = struct.pack("<QQQ", 0x112, 0, 1)
 @pytest.mark.parametrize(
     "data,message",
     [
-        (b"", "expected an MXNet .params file, got 0 bytes"),
+        (b"", "expected 16 bytes for header, got 0 .file truncated"),
         (b"PK\x03\x04" + bytes(40), "expected an MXNet .params file beginning with 0x112, got 0x4034b50"),
         (b"\x80\x02}q\x00." + bytes(40), "beginning with 0x112"),
         (struct.pack("<QQQ", 0x112, 0, 1 << 60) + bytes(40), "for number of arrays, got 1152921504606846976"),
         (HEAD + struct.pack("<Iii2q", 0xF993FAC9, 0, 2, 1 << 40, 1 << 40) + bytes(40), "file truncated"),
-        (
-            HEAD + struct.pack("<Iiiq", 0xF993FAC9, 0, 1, -5) + bytes(40),
-            "sizes of at least 0 .* got \\(-5,\\)",
-        ),
+        (HEAD + struct.pack("<Iiiq", 0xF993FAC9, 0, 1, -5) + bytes(40), "sizes of at least 0 .* got \\(-5,\\)"),
         (
             HEAD + struct.pack("<Iii3q3i", 0xF993FAC9, 0, 3, 0, 1 << 62, 1 << 62, 1, 0, 0) + bytes(40),
             "sizes up to 2147483648 together",
@@ -210,30 +208,9 @@ def test_names_of_the_real_file():
     assert renamed["b2.bn_branch2a.weight"].shape == (4,)
 
 
-def mxnet_name(name: str) -> str:
-    """The MXNet name of one of our tensors, the mapping the other way round."""
-    layer, _, kind = name.rpartition(".")
-    statistics = {
-        "weight": "arg:{}_gamma",
-        "bias": "arg:{}_beta",
-        "running_mean": "aux:{}_moving_mean",
-        "running_var": "aux:{}_moving_var",
-    }
-    if layer == "conv1a":
-        return "arg:conv1a_weight"
-    if layer == "bn7":
-        return statistics[kind].format("bn7")
-    block, branch = layer.split(".")
-    stage, _, unit = block[1:].partition("_")
-    unit = f"b{unit}" if unit else "a"
-    if branch.startswith("conv"):
-        return f"arg:res{stage}{unit}_{branch.removeprefix('conv_')}_weight"
-    return statistics[kind].format(f"bn{stage}{unit}_{branch.removeprefix('bn_')}")
-
-
 def test_every_tensor_of_resnet38_has_an_mxnet_name():
     with torch.device("meta"):
-        backbone = create_cam_net("resnet38", 21).backbone
+        backbone = ResNet38()
     state = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert mxnet_name("b4_5.bn_branch2b1.running_var") == "aux:bn4b5_branch2b1_moving_var"
     assert mxnet_name("b6.conv_branch1.weight") == "arg:res6a_branch1_weight"

@@ -1,4 +1,4 @@
-"""What the four networks promise the trainer: frozen parts, BatchNorm, parameter groups, clean graphs."""
+"""What the networks promise the trainer (frozen parts, BatchNorm, parameter groups, clean graphs), and the PCM."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wsss_nb.models as models
-from wsss_nb.models import (
-    CamOutput,
-    DeepLab,
-    Network,
-    create_affinity_net,
-    create_cam_net,
-    create_deeplab,
-    create_seam_net,
-)
+import wsss_nb.models.cam_net as cam_net_module
+from wsss_nb.models.affinity_net import create_affinity_net
+from wsss_nb.models.cam_net import CamOutput, create_cam_net, create_seam_net, pixel_correlation
+from wsss_nb.models.checkpoint import identify_network
+from wsss_nb.models.deeplab import DeepLab, create_deeplab
+from wsss_nb.models.network import Network
+from wsss_nb.models.registry import BACKBONES, create_backbone
 from wsss_nb.models.resnet38 import ResNet38
 
 NETWORKS: dict[str, Callable[..., Network]] = {
@@ -59,8 +60,8 @@ def loss_of(output: Tensor | CamOutput) -> Tensor:
 @each_backbone
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("size", [(2, 45, 38), (1, 40, 60), (2, 9, 12), (3, 90, 17)])
-def test_from_frozen_equals_forward_to_the_bit(kind, backbone, mode, size):
-    """Whatever the memory layout in which the features were kept."""
+def test_kept_features_give_the_same_to_the_bit(kind, backbone, mode, size):
+    """Whatever the memory layout in which the features were kept; only the PCM looks at the images too."""
     net = NETWORKS[kind](backbone, pretrained=False)
     net.train(mode == "train")
     images = torch.rand(size[0], 3, *size[1:])
@@ -68,13 +69,13 @@ def test_from_frozen_equals_forward_to_the_bit(kind, backbone, mode, size):
     whole = net(images)
     kept = net.frozen(images).detach().clone(memory_format=torch.contiguous_format)
     torch.manual_seed(1)
-    parts = net.from_frozen(kept, images)
-    others = torch.rand_like(images) if kind in {"affinity", "deeplab"} else images
+    fed = net(images, kept)
     torch.manual_seed(1)
-    given = net(others, features=kept)
-    outputs = ((o,) if isinstance(o, Tensor) else o for o in (whole, parts, given))
-    for a, b, c in zip(*outputs, strict=True):
-        assert torch.equal(a, b) and torch.equal(a, c)
+    others = net(images.flip(3), kept)
+    outputs = [(o,) if isinstance(o, Tensor) else o for o in (whole, fed, others)]
+    assert all(torch.equal(a, b) for a, b in zip(*outputs[:2], strict=True))
+    assert torch.equal(outputs[0][0], outputs[2][0])
+    assert kind in {"affinity", "deeplab"} or not torch.equal(outputs[0][1], outputs[2][1])
 
 
 def test_frozen_features_are_what_the_backbone_says():
@@ -88,32 +89,24 @@ def test_frozen_features_are_what_the_backbone_says():
     torch.testing.assert_close(lite.normalize(images), (images * 255 - 127) / 128)
 
 
-@pytest.mark.parametrize("backbone,stride", [("tiny", 4), ("efficientnet_lite0", 8)])
+@pytest.mark.parametrize(
+    "backbone,stride", [("tiny", 4), ("efficientnet_lite0_stride8", 8), ("efficientnet_lite0", 16)]
+)
 @pytest.mark.parametrize("size", [(31, 50), (8, 8), (97, 64), (1, 3)])
 def test_any_image_size(backbone, stride, size):
     expected = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
     images = torch.rand(1, 3, *size)
     with torch.inference_mode():
-        net = create_cam_net(backbone, 7, output_stride=stride, pretrained=False).eval()
+        net = create_cam_net(backbone, 7, pretrained=False).eval()
         logits, revised = net(images)
         assert logits.shape == revised.shape == (1, 7, *expected)
         assert net(images, revise=False).revised is None
         assert torch.equal(net(images, revise=False).logits, logits)
-        lab = create_deeplab(backbone, 7, output_stride=stride, pretrained=False).eval()
+        lab = create_deeplab(backbone, 7, pretrained=False).eval()
         assert lab(images).shape == (1, 7, *expected)
-        affinity = create_affinity_net(backbone, output_stride=stride, pretrained=False).eval()
+        affinity = create_affinity_net(backbone, pretrained=False).eval()
         assert affinity(images).shape == (1, affinity.num_features, *expected)
     assert net.stride == stride
-
-
-def test_taps_of_different_size_meet_at_the_map():
-    """At stride 32 the frozen conv4 stays at stride 16."""
-    images = torch.rand(1, 3, 96, 64)
-    with torch.inference_mode():
-        net = create_cam_net("efficientnet_lite0", 4, output_stride=32).eval()
-        assert net(images).revised.shape == (1, 4, 3, 2)
-        affinity = create_affinity_net("efficientnet_lite0", output_stride=32).eval()
-        assert affinity(images).shape == (1, 448, 3, 2)
 
 
 def norms(module: nn.Module) -> list[nn.BatchNorm2d]:
@@ -160,12 +153,12 @@ def test_train_mode_keeps_batch_norm_in_eval(kind):
 def test_batch_norm_modes():
     net = create_cam_net("tiny", 3, batch_norm="train").train()
     assert all(m.training and m.weight.requires_grad and m.bias.requires_grad for m in norms(net))
-    net.batch_norm = "statistics"
+    net = create_cam_net("tiny", 3, batch_norm="statistics").train()
     assert all(m.training and not m.weight.requires_grad for m in norms(net))
-    net.batch_norm = "frozen"
+    net = create_cam_net("tiny", 3, batch_norm="frozen").train()
     assert not any(m.training or m.weight.requires_grad for m in norms(net))
     with pytest.raises(ValueError, match=r"batch_norm: expected one of \('frozen', .*'train'\), got 'eval'"):
-        net.batch_norm = "eval"
+        create_cam_net("tiny", 3, batch_norm="eval")
 
     lite = create_cam_net("efficientnet_lite0", 3, pretrained=False, batch_norm="train").train()
     early = [m for part in lite.backbone.frozen_modules() for m in part.modules()]
@@ -195,9 +188,7 @@ def test_from_scratch_the_tiny_net_learns_with_batch_norm_in_train_mode():
     trained = create_cam_net("tiny", 3).train()
     trained.load_state_dict(net.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(
-            first(trained.eval()(images)), first(net.eval()(images)), atol=1e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(first(trained.eval()(images)), first(net.eval()(images)), atol=1e-5, rtol=1e-4)
 
 
 def names_of(net: Network, group: list[nn.Parameter]) -> set[str]:
@@ -255,7 +246,13 @@ def test_initialisation_follows_the_release():
 def test_the_head_of_deeplab_starts_as_released():
     """Normal with variance 2 / fan_out (outputs x 9 for the 3x3, outputs for the 1x1); bias U(-1, 1) / sqrt(inputs)."""
     torch.manual_seed(0)
-    net = DeepLab(ResNet38(freeze=False, slimmer=4), 21, batch_norm="statistics", released_head=True)
+
+    class Slim(ResNet38):
+        widths = tuple(width // 4 for width in ResNet38.widths)
+
+    net = DeepLab(Slim(freeze=False), 21, BACKBONES["resnet38"])
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert net.batch_norm == "statistics" and {norm.momentum for norm in norms} == {3e-4}
     assert net.conv_fov.weight.shape == (512, 1024, 3, 3)
     for layer, fan_out in ((net.conv_fov, 9 * 512), (net.conv_fov2, 512), (net.cls_conv, 21)):
         assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.03)
@@ -277,17 +274,6 @@ def test_dropout_drops_whole_channels_of_conv6_in_training_only():
     dropped = (seen[0].amax((2, 3)) == 0) & alive
     assert 0.4 < dropped.sum() / alive.sum() < 0.6
     assert ((seen[1].amax((2, 3)) > 0) == alive).all()
-
-
-@each_network
-def test_affinity_and_deeplab_ignore_the_images_argument(kind):
-    net = NETWORKS[kind]("tiny").eval()
-    images = torch.rand(1, 3, 32, 32)
-    features = net.frozen(images)
-    same = torch.equal(
-        loss_of(net.from_frozen(features, images)), loss_of(net.from_frozen(features, images.flip(3)))
-    )
-    assert same == (kind in {"affinity", "deeplab"})
 
 
 class Saved:
@@ -384,35 +370,161 @@ def test_bad_arguments_are_refused():
     for create in (create_cam_net, create_seam_net, create_deeplab):
         with pytest.raises(ValueError, match=r"num_classes: expected background and .* class, got 1"):
             create("tiny", 1)
-        with pytest.raises(ValueError, match=r"dropout: expected a probability in \[0, 1\), got 1.0"):
-            create("tiny", 3, dropout=1.0)
+    with pytest.raises(ValueError, match=r"dropout: expected a probability in \[0, 1\), got 1.0"):
+        create_cam_net("tiny", 3, dropout=1.0)
     for create in NETWORKS.values():
         with pytest.raises(ValueError, match=r"backbone: expected one of tiny, .*, got 'vgg16'"):
             create("vgg16")
 
 
 def test_deeplab_head_reaches_as_far_at_every_stride():
-    for stride, dilation in ((8, 12), (16, 6), (32, 3)):
-        net = create_deeplab("efficientnet_lite0", 4, output_stride=stride, pretrained=False)
+    for backbone, dilation in (("efficientnet_lite0_stride8", 12), ("efficientnet_lite0", 6)):
+        net = create_deeplab(backbone, 4, pretrained=False)
         assert net.conv_fov.dilation == (dilation, dilation)
 
 
+def by_hand(maps: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """The module's formula with loops, float64."""
+    batch, classes, height, width = maps.shape
+    x = maps.reshape(batch, classes, -1).astype(np.float64)
+    g = features.reshape(batch, features.shape[1], -1).astype(np.float64)
+    out = np.zeros_like(x)
+    for b in range(batch):
+        f = [g[b, :, i] / (np.sqrt((g[b, :, i] ** 2).sum()) + 1e-5) for i in range(height * width)]
+        for j in range(height * width):
+            a = np.array([max(0.0, float(f[i] @ f[j])) for i in range(height * width)])
+            a = a / (a.sum() + 1e-5)
+            out[b, :, j] = x[b] @ a
+    return out.reshape(maps.shape)
+
+
+def test_three_pixels_by_hand():
+    """Pixels 1 and 2 look alike, pixel 3 is orthogonal, so it keeps its value and they share theirs."""
+    maps = torch.tensor([[[[1.0, 0.0, 5.0]]]], dtype=torch.float64)
+    features = torch.tensor([[[[1.0, 2.0, 0.0]], [[0.0, 0.0, 3.0]]]], dtype=torch.float64)
+    revised = pixel_correlation(maps, features)
+    torch.testing.assert_close(revised, torch.tensor([[[[0.5, 0.5, 5.0]]]], dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (1, 2, 1, 6), (3, 21, 3, 3)])
+def test_equals_numpy(shape):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(shape, generator=generator)
+    features = torch.randn((shape[0], 9, *shape[2:]), generator=generator)
+    expected = by_hand(maps.numpy(), features.numpy())
+    np.testing.assert_allclose(pixel_correlation(maps, features).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    maps, features = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
+    whole = pixel_correlation(maps, features.requires_grad_())
+    monkeypatch.setattr(cam_net_module, "_MAX_BLOCK", 2 * 30 * 7)
+    with torch.no_grad():
+        torch.testing.assert_close(pixel_correlation(maps, features), whole.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_bounded_without_gradients(monkeypatch):
+    sizes = []
+    relu = cam_net_module.F.relu
+    monkeypatch.setattr(cam_net_module.F, "relu", lambda x, inplace=False: (sizes.append(x.numel()), relu(x))[1])
+    monkeypatch.setattr(cam_net_module, "_MAX_BLOCK", 1000)
+    with torch.no_grad():
+        pixel_correlation(torch.rand(1, 2, 10, 10), torch.rand(1, 2, 10, 10))
+    assert sum(sizes) == 100 * 100 and max(sizes) <= 1000
+
+
+def test_gradients_of_maps_and_features():
+    torch.manual_seed(0)
+    maps = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    features = torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pixel_correlation, (maps, features))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(1, 5))
+def test_is_an_average_that_ignores_the_order_of_pixels(seed, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.rand((1, 2, height, width), generator=generator, dtype=torch.float64)
+    features = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float64)
+    revised = pixel_correlation(maps, features)
+    assert (revised >= 0).all() and (revised.amax((2, 3)) <= maps.amax((2, 3))).all()
+    order = torch.randperm(height * width, generator=generator)
+    shuffled = pixel_correlation(
+        maps.flatten(2)[:, :, order].view_as(maps), features.flatten(2)[:, :, order].view_as(features)
+    )
+    torch.testing.assert_close(shuffled.flatten(2), revised.flatten(2)[:, :, order])
+
+
+def test_sizes_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"features: expected .* \(1, 2, 4, 4\), got \(1, 2, 4, 5\)"):
+        pixel_correlation(torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 5))
+
+
+def test_winner_take_all_maps_by_hand(monkeypatch):
+    """A class's maximum is 1, one class per pixel wins, and what is left is background; absent classes are all 0."""
+    monkeypatch.setattr(cam_net_module, "pixel_correlation", lambda maps, features: maps)
+    net, images = create_seam_net("tiny", 3), torch.rand(1, 3, 4, 12)
+    taps = net.taps(images)
+    logits = torch.tensor([[[[7.0, 7.0, 7.0]], [[4.0, 2.0, -1.0]], [[1.0, 10.0, 0.0]]]], requires_grad=True)
+    expected = torch.tensor([[[[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]])
+    maps = net.revise(logits, taps, images)
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
+    assert not maps.requires_grad
+    absent = net.revise(torch.full((1, 3, 1, 3), -2.0), taps, images)
+    assert torch.equal(absent, torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 1, 3))
+
+
+def test_cam_net_revises_logits_and_seam_net_revises_normalised_maps():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 48)
+    cam_net, seam_net = create_cam_net("tiny", 4).eval(), create_seam_net("tiny", 4).eval()
+    seam_net.load_state_dict(cam_net.state_dict())
+    with torch.no_grad():
+        cam, seam = cam_net(images), seam_net(images)
+        taps = cam_net.backbone.taps(cam_net.frozen(images))
+        small = torch.nn.functional.interpolate((images - 0.5) / 0.25, (8, 12), mode="bilinear", align_corners=True)
+        parts = [small, cam_net.f8_3(taps.conv4).clamp_min(0), cam_net.f8_4(taps.conv5).clamp_min(0)]
+        features = cam_net.f9(torch.cat(parts, dim=1)).numpy()
+    assert torch.equal(cam.logits, seam.logits)
+    np.testing.assert_allclose(cam.revised, by_hand(cam.logits.numpy(), features), rtol=1e-3, atol=1e-4)
+    foreground = cam.logits[:, 1:].numpy()
+    c = np.maximum(foreground - 1e-5, 0) / (foreground.max(axis=(2, 3), keepdims=True) + 1e-5)
+    best = c.max(axis=1, keepdims=True)
+    maps = np.concatenate([1 - best, np.where(c < best, 0, c)], axis=1)
+    np.testing.assert_allclose(seam.revised, by_hand(maps, features), rtol=1e-3, atol=1e-4)
+    assert seam.revised.min() >= 0 and seam.revised.max() <= 1
+
+
+def test_revised_maps_train_the_backbone_only_through_the_logits():
+    images = torch.rand(1, 3, 32, 32)
+    seam = create_seam_net("tiny", 4)
+    seam(images).revised.square().sum().backward()
+    assert all(p.grad is None for p in seam.backbone.parameters())
+    assert seam.fc8.weight.grad is None
+    for layer in (seam.f8_3, seam.f8_4, seam.f9):
+        assert layer.weight.grad.abs().max() > 0
+
+    cam = create_cam_net("tiny", 4, dropout=0.0)
+    logits, _ = cam(images)
+    _, revised = cam(images)
+    features = cam.frozen(images)
+    taps = cam.backbone.taps(features)
+    for tap in taps:
+        tap.retain_grad()
+    small = cam.revise(cam.fc8(taps.conv6).detach().requires_grad_(), taps, images)
+    small.square().sum().backward()
+    assert all(tap.grad is None for tap in taps)
+    cam.zero_grad(set_to_none=True)
+    revised.square().sum().backward()
+    assert cam.fc8.weight.grad.abs().max() > 0
+    assert cam.backbone.stem.weight.grad.abs().max() > 0
+    assert logits.requires_grad
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "affinity_net",
-        "backbone",
-        "cam_net",
-        "checkpoint",
-        "deeplab",
-        "imagenet",
-        "mxnet_params",
-        "pcm",
-        "registry",
-    ],
+    "name", ["affinity_net", "backbone", "cam_net", "checkpoint", "deeplab", "efficientnet", "mxnet_params", "registry"]
 )
 def test_docstring_examples(name):
-    module = importlib.import_module(f"wsss_nb.models.{name}")
-    scope = {"torch": torch, **vars(models)}
-    result = doctest.testmod(module, extraglobs=scope)
-    assert result.failed == 0
+    scope = {"torch": torch, "create_backbone": create_backbone, "identify_network": identify_network, **vars(models)}
+    result = doctest.testmod(importlib.import_module(f"wsss_nb.models.{name}"), extraglobs=scope)
+    assert result.failed == 0 and result.attempted

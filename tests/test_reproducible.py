@@ -1,27 +1,31 @@
-"""Two runs through the runner, notebooks and all, with other numbers of workers: the same scores, CSV files and pictures."""
+"""A run of the notebooks with two workers and one of the commands with one: the same scores, CSV files and pictures."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wsss_nb import cli
-from wsss_nb.figures import FIGURES
-from wsss_nb.files import read_json
-from wsss_nb.tables import TABLES
-from wsss_nb.verify import compare_folders
+from wsss_nb.show.figures import FIGURES
+from wsss_nb.show.tables import TABLES
+from wsss_nb.show.verify import compare_folders
+from wsss_nb.system.files import read_json
 
 # The profile quick, with every kind of point, stage and figure, on few images and for few epochs.
-SMALL: dict[str, Any] = {
-    "data.num_train": 8, "data.num_val": 3, "lambdas": [0, 1], "baselines": ["seam"], "refine": ["ours"],
-    "cam.learn_similarity": True,
+SMALL = {"epochs": "1", "batch_size": "4", "views.sizes": "[[48,48]]"}
+SETTINGS = {
+    "data.num_train": "8",
+    "data.num_val": "3",
+    "lambdas": "0,1",
+    "variants": "[seam]",
+    "refine": "[lambda1_fsl]",
+    "cam.learn_fsl": "true",
     **{f"{stage}.{name}": value for stage in ("pretrain", "cam", "seam", "affinitynet", "deeplab")
-       for name, value in (("epochs", 1), ("batch_size", 4), ("views.sizes", [[48, 48]]))},
-    "cam.epochs": 2,
+       for name, value in SMALL.items()},
+    "cam.epochs": "2",
 }  # fmt: skip
 
 
@@ -39,13 +43,18 @@ def test_two_quick_runs_give_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WSSS_NB_HEADLESS", "1")
-    settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    settings = [word.replace(" ", "") for word in settings]
+    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
     folders = [tmp_path / "one", tmp_path / "two"]
-    for folder, workers in zip(folders, ("2", "1"), strict=True):
-        command = ["run", "--profile", "quick", *settings, "--workers", workers, "--only", "04,05,06,07,08"]
-        status = cli.main([*command, "--out", str(folder / "run"), "--figures", str(folder / "figures")])
+
+    def command(words: str, workers: int, *more: str) -> None:
+        out = str(folders[2 - workers] / "run")
+        status = cli.main([*words.split(), *settings, "--workers", str(workers), "--out", out, *more])
         assert status == 0, capfd.readouterr()
+
+    command("run --only 04,05,06,07,08", 2, "--figures", str(folders[0] / "figures"))
+    command("sweep", 1)
+    command("train deeplab", 1)
+    command("run --only 07,08", 1, "--figures", str(folders[1] / "figures"))
     one, two = (made(folder / "run") for folder in folders)
     assert len(one["rows"]) == 5 + 3 and len(one["maps"]) == 5 * 2 * 3 + (3 * 8 + 3) + 3
     assert one == two
@@ -59,7 +68,5 @@ def test_two_quick_runs_give_the_same_files(
     for folder in folders:
         manifest = read_json(folder / "figures" / "figure_1.json")
         authors = manifest["made_by"]["steps"]
-        assert sum(len(author["steps"]) for author in authors) == 1 + 5 * 2 + 5 + 2, (
-            "every step has an author"
-        )
+        assert sum(len(author["steps"]) for author in authors) == 1 + 5 * 2 + 5 + 2, "every step has an author"
         assert {author["command"] for author in authors} == {manifest["command"]}, "of one command"

@@ -12,13 +12,14 @@ import pytest
 from fake_run import make_fake_run
 
 from wsss_nb.data.palette import save_label_map
-from wsss_nb.errors import InputError
-from wsss_nb.results import NotHere, NotInRun, find_run, load_run
+from wsss_nb.run.run import NotInRun, NotOnThisMachine, find_run, load_run
+from wsss_nb.run.steps import MANIFEST
+from wsss_nb.system.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    return make_fake_run(tmp_path_factory.mktemp("runs") / "quick", num_val=3, weights=(0.0, 1.0))
+    return make_fake_run(tmp_path_factory.mktemp("runs") / "quick", num_val=3, lams=(0.0, 1.0))
 
 
 @pytest.fixture
@@ -42,12 +43,12 @@ def test_load_run_reads_what_the_stages_wrote(run_dir):
     assert run.val_names == ("val_0000", "val_0001", "val_0002")
     assert run.seeds == (0, 1)
     assert run.backbone == "tiny"
-    assert run.pooling == "max"
-    assert [cam.variant for cam in run.cams("sampling", 1.0, fsl=True)] == ["lambda1_fsl", "lambda1_fsl"]
-    assert [cam.seed for cam in run.cams("sampling", 1.0, fsl=True)] == [0, 1]
-    assert {cam.weight for cam in run.cams("sampling")} == {0.0, 1.0}
-    assert len(run.cams("average")) == 2
-    assert run.cams("sampling", 0.25) == []
+    assert [(cam.seed, cam.lam, cam.fsl) for cam in run.cams("lambda1_fsl")] == [(0, 1.0, True), (1, 1.0, True)]
+    assert [cam.variant for cam in run.cams(on_curve=False)] == ["average", "average", "seam", "seam"]
+    points = ["lambda0", "lambda0_fsl", "lambda1", "lambda1_fsl"]
+    assert [cam.variant for cam in run.cams(on_curve=True)] == [name for name in points for _ in range(2)]
+    assert run.cams("lambda0.25") == []
+    assert run.cams("seam")[1].folder == "cam/seam/seed1/val-1a2b3c4d"
 
 
 def test_note_tells_voc_from_other_data(editable):
@@ -82,69 +83,60 @@ def test_results_hash_is_that_of_the_file(run_dir, editable):
     assert load_run(editable(lambda r: r.update(run="x"))).results_hash != load_run(run_dir).results_hash
 
 
-def test_final_variant_is_that_of_the_stages(editable):
+def test_ours_is_the_variant_that_went_furthest_or_was_to(editable):
     def other(results):
-        for entry in results["stages"]:
-            if entry["method"] == "ours":
-                entry["variant"] = "lambda0_fsl"
+        for row in results["stages"]:
+            if row["variant"] == "lambda1_fsl" and row["stage"] == "deeplab":
+                row["variant"] = "lambda0_fsl"
 
-    assert load_run(editable(other)).final_variant("ours") == "lambda0_fsl"
+    def planned(results):
+        results["stages"] = []
+        results["profile"]["refine"] = ["seam", "lambda0"]
 
+    def not_run(results):
+        planned(results)
+        results["cam"] = [cam for cam in results["cam"] if cam["variant"] in ("lambda0_fsl", "lambda1", "seam")]
 
-def test_final_variant_without_stages_is_the_largest_lambda_with_fsl(editable):
-    run = load_run(editable(lambda r: r.update(stages=[])))
-    assert run.final_variant("ours") == "lambda1_fsl"
-    assert run.final_variant("seam") == "seam"
-    assert [entry.seed for entry in run.stages("cam", "ours")] == [0, 1]
-    assert run.stages("deeplab", "ours") == []
+    assert load_run(editable(other)).ours == "lambda0_fsl"
+    assert load_run(editable(planned)).ours == "lambda0"
+    assert load_run(editable(not_run)).ours == "lambda1", "the largest lambda"
+    assert load_run(editable(lambda r: r.update(stages=[], cam=[]))).ours == "lambda1_fsl", "the paper's"
 
 
 def test_stage_cam_holds_the_seeds_of_the_sweep_too(editable):
     def first_seed_only(results):
-        results["stages"] = [entry for entry in results["stages"] if entry["seed"] == 0]
+        results["stages"] = [row for row in results["stages"] if row["seed"] == 0]
 
     run = load_run(editable(first_seed_only))
-    assert [entry.seed for entry in run.stages("cam", "ours")] == [0, 1]
-    assert [entry.seed for entry in run.stages("deeplab", "ours")] == [0]
-    miou = [cam.scores.miou for cam in run.cams("sampling", 1.0, fsl=True)]
-    assert [entry.scores.miou for entry in run.stages("cam", "ours")] == miou
+    assert [row.seed for row in run.stages("cam")] == [0, 1]
+    assert [row.seed for row in run.stages("deeplab")] == [row.seed for row in run.stages("deeplab", "seam")] == [0]
+    assert [row.scores.miou for row in run.stages("cam")] == [cam.scores.miou for cam in run.cams("lambda1_fsl")]
+    alone = load_run(editable(lambda r: r.update(stages=[])))
+    assert [row.seed for row in alone.stages("cam", "seam")] == [0, 1]
+    assert alone.stages("deeplab") == []
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda r: r.pop("synthetic"), "synthetic: expected this field, got none"),
-        (lambda r: r.update(schema=2), "schema: input should be 1, got 2"),
+        (lambda r: r.update(schema=3), "schema: input should be 2, got 3"),
+        (lambda r: r.update(schema=1), "expected a run of this version, got one of an earlier layout"),
         (lambda r: r.update(classes=["background"]), "classes: list should have at least 2 items"),
         (lambda r: r["cam"][1]["scores"].pop("miou"), "cam.1.scores.miou: expected this field, got none"),
-        (
-            lambda r: r["cam"][0]["scores"].update(miou=54.9),
-            "cam.0.scores.miou: .*less than or equal to 1, got 54.9",
-        ),
+        (lambda r: r["cam"][0]["scores"].update(miou=54.9), "cam.0.scores.miou: .*less than or equal to 1, got 54.9"),
         (lambda r: r["cam"][0]["scores"].update(miou="0.5"), "cam.0.scores.miou: .*valid number, got '0.5'"),
         (lambda r: r["cam"][0].update(seed=True), "cam.0.seed: .*valid integer, got True"),
-        (
-            lambda r: r["cam"][0].update(method="gmp"),
-            "cam.0.method: .*'sampling', 'average' or 'seam', got 'gmp'",
-        ),
-        (lambda r: r["cam"][0].update({"lambda": None}), "lambda: expected a number for method 'sampling'"),
-        (lambda r: r["cam"][0]["scores"]["iou"].pop(), "cam.0.scores.iou: expected 4 values, got 3"),
-        (lambda r: r["cam"][2]["scores"]["f"].append(0.5), "cam.2.scores.f: expected 3 values, got 4"),
-        (
-            lambda r: r["stages"][0]["scores"]["confusion"].pop(),
-            r"stages.0.scores.confusion: expected shape \(4, 4\)",
-        ),
-        (
-            lambda r: r["stages"][0]["scores"]["matches"][1].pop(),
-            r"stages.0.scores.matches: expected shape \(3, 4\)",
-        ),
-        (lambda r: r["cam"][0].update(folder="../other"), "cam.0.folder: expected a folder inside the run"),
-        (lambda r: r["cam"][0].update(folder="/etc"), "cam.0.folder: expected a folder inside the run"),
-        (lambda r: r["cam"].append(r["cam"][0]), r"cam: expected one entry each, got 2 of \('lambda0', 0\)"),
-        (
-            lambda r: r["cam"][0]["cost"].update(seconds=-1),
-            "cam.0.cost.seconds: .*greater than or equal to 0",
-        ),
+        (lambda r: r["cam"][0].update({"lambda": 1.5}), "cam.0.lambda: .*less than or equal to 1, got 1.5"),
+        (lambda r: r["cam"][0]["scores"]["iou"].pop(), r"cam.0.scores.iou: expected shape \(4,\), got another"),
+        (lambda r: r["cam"][2]["scores"]["f"].append(0.5), r"cam.2.scores.f: expected shape \(3,\), got another"),
+        (lambda r: r["stages"][0]["scores"]["confusion"].pop(), r"stages.0.scores.confusion: expected shape \(4, 4\)"),
+        (lambda r: r["stages"][0]["scores"]["matches"][1].pop(), r"stages.0.scores.matches: expected shape \(3, 4\)"),
+        (lambda r: r["cam"][0]["steps"].update(val="../other"), "cam.0: steps.val: expected a folder inside the run"),
+        (lambda r: r["cam"][0]["steps"].update(model="/etc"), "cam.0: steps.model: expected a folder inside the run"),
+        (lambda r: r["cam"][0]["steps"].pop("val"), "cam.0: steps.val: expected a folder inside the run, got ''"),
+        (lambda r: r["cam"].append(r["cam"][0]), r"expected one entry each, got 2 of \('CAM', 'lambda0', 0\)"),
+        (lambda r: r["cam"][0]["cost"].update(seconds=-1), "cam.0.cost.seconds: .*greater than or equal to 0"),
     ],
 )
 def test_wrong_field_is_named(editable, change, message):
@@ -174,16 +166,14 @@ def test_unknown_fields_and_nulls_are_accepted(editable):
         results["new"] = 1
         results["cam"][0]["new"] = {"a": 2}
         results["cam"][0]["scores"]["iou"][1] = None
-        results["cam"][0]["cost"] = None
 
     run = load_run(editable(later))
     assert run.results.cam[0].scores.iou[1] is None
-    assert run.results.cam[0].cost is None
 
 
 def test_label_map_and_activations(run_dir):
     run = load_run(run_dir)
-    cam = run.cams("sampling", 1.0, fsl=True)[0]
+    cam = run.cams("lambda1_fsl")[0]
     label_map = run.label_map(cam, "val_0001")
     assert label_map.shape == (24, 32)
     assert label_map.dtype == np.uint8
@@ -198,9 +188,9 @@ def test_missing_and_broken_pictures(run_dir, tmp_path):
     shutil.copytree(run_dir, folder)
     run = load_run(folder)
     cam = run.results.cam[0]
-    place = folder / cam.folder / "val"
+    place = folder / cam.folder
     (place / "val_0000.png").unlink()
-    with pytest.raises(NotHere, match=r"val_0000\.png: expected a file of the run, got none"):
+    with pytest.raises(NotOnThisMachine, match=r"val_0000\.png: expected a file of the run, got none"):
         run.label_map(cam, "val_0000")
     save_label_map(place / "val_0001.png", np.full((24, 32), 4, dtype=np.uint8))
     with pytest.raises(InputError, match=r"val_0001\.png: expected class ids 0\.\.3, got 4"):
@@ -221,7 +211,7 @@ def test_pickled_activations_are_refused(run_dir, tmp_path):
     shutil.copytree(run_dir, folder)
     run = load_run(folder)
     cam = run.results.cam[0]
-    np.savez(folder / cam.folder / "val/val_0000.npz", classes=np.array([{}], dtype=object), cam=np.zeros(1))
+    np.savez(folder / cam.folder / "val_0000.npz", classes=np.array([{}], dtype=object), cam=np.zeros(1))
     with pytest.raises(InputError, match="expected arrays classes and cam"):
         run.activations(cam, "val_0000")
 
@@ -235,7 +225,7 @@ def test_copied_run_finds_data_inside_it_or_says_data_root(editable, run_dir, tm
     assert load_run(inside).dataset.root == inside / "data"
 
     gone = editable(lambda r: r["data"].update(root="/nowhere/voc"))
-    with pytest.raises(NotHere, match="data_root: expected the run's data set, got nothing at /nowhere/voc"):
+    with pytest.raises(NotOnThisMachine, match="data_root: expected the run's data set, got nothing at /nowhere/voc"):
         _ = load_run(gone).dataset
     assert load_run(gone, str(run_dir / "data")).dataset.image("val_0000").shape == (24, 32, 3)
     with pytest.raises(InputError, match="data_root: expected a folder with JPEGImages") as caught:
@@ -268,11 +258,12 @@ def test_find_run(run_dir, tmp_path, monkeypatch):
         find_run("runs/quick")
 
 
-def test_weight_files(run_dir, tmp_path):
+def test_weight_files_are_those_of_finished_steps(run_dir, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run_dir, folder)
     assert load_run(folder).weight_files() == {}
-    path = folder / "cam/lambda1_fsl/seed0/model/checkpoint.pt"
-    path.parent.mkdir()
-    path.write_bytes(b"weights")
-    assert load_run(folder).weight_files() == {"cam/lambda1_fsl/seed0": path}
+    step = "cam/lambda1_fsl/seed0/model-1a2b3c4d"
+    (folder / step).mkdir()
+    (folder / step / "checkpoint.pt").write_bytes(b"weights")
+    (folder / step / MANIFEST).write_text("{}")
+    assert load_run(folder).weight_files() == {step: folder / step / "checkpoint.pt"}

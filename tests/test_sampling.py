@@ -277,9 +277,7 @@ def test_expectation_and_its_gradient_are_the_limit_of_a_hundred_thousand_draws(
     cam, labels, draws = random_cam(5, (1, 3, 4, 4)).requires_grad_(), torch.tensor([[1, 0, 1]]), 100_000
     exact = classification_loss(cam, labels, 1.0, num_samples=None, background=background)
     (exact_gradient,) = torch.autograd.grad(exact, cam)
-    sampled = classification_loss(
-        cam, labels, 1.0, num_samples=draws, background=background, generator=seeded(6)
-    )
+    sampled = classification_loss(cam, labels, 1.0, num_samples=draws, background=background, generator=seeded(6))
     (sampled_gradient,) = torch.autograd.grad(sampled, cam)
     first = 0 if background else 1
     with torch.no_grad():
@@ -321,9 +319,7 @@ def test_eq5_by_hand():
     at_first = (bce(0.8, 1) + bce(0.3, 0)) / 2
     for weight in (0.0, 0.3, 1.0):
         assert classification_loss(cam, labels, weight).item() == pytest.approx(at_first, rel=1e-12)
-    loss = classification_loss(
-        cam, labels, 0.3, background=False
-    )  # the max-pooling term keeps its background
+    loss = classification_loss(cam, labels, 0.3, background=False)  # the max-pooling term keeps its background
     assert loss.item() == pytest.approx(0.7 * at_first + 0.3 * bce(0.3, 0), rel=1e-12)
 
 
@@ -335,13 +331,9 @@ def test_eq5_mixes_max_pooling_and_sampling(num_samples, background):
     if num_samples is None:
         sampled = expected_image_level_loss(cam, labels, background=background)
     else:
-        sampled = image_level_loss(
-            importance_sample(cam, num_samples, seeded(1)), labels, background=background
-        )
+        sampled = image_level_loss(importance_sample(cam, num_samples, seeded(1)), labels, background=background)
     for weight in (0.0, 0.25, 0.8, 1.0):
-        loss = classification_loss(
-            cam, labels, weight, num_samples, background=background, generator=seeded(1)
-        )
+        loss = classification_loss(cam, labels, weight, num_samples, background=background, generator=seeded(1))
         torch.testing.assert_close(loss, (1 - weight) * pooled + weight * sampled, rtol=1e-12, atol=0)
 
 
@@ -465,7 +457,7 @@ def test_a_weight_outside_the_unit_interval_is_refused(weight):
 
 def test_wrong_options_are_refused():
     cam, labels = torch.ones(1, 2, 2, 2), torch.ones(1, 2)
-    with pytest.raises(ValueError, match=r"pooling: expected one of max, average, got 'mean'"):
+    with pytest.raises(ValueError, match=r"pooling: expected one of max, average or module:function, got 'mean'"):
         classification_loss(cam, labels, 0.5, pooling="mean")
     with pytest.raises(ValueError, match=r"logits: expected \(B, K, H, W\) with pooling='average', got None"):
         classification_loss(cam, labels, 0.5, pooling="average")
@@ -519,9 +511,7 @@ def test_predictions_that_are_no_probabilities_are_refused(bad):
 @pytest.mark.parametrize("bad", [255, -1, 1.5, float("nan")])
 def test_labels_that_say_more_than_present_or_absent_are_refused(bad):
     cam, labels = torch.full((1, 2, 3, 3), 0.5), torch.tensor([[1, bad]])
-    message = (
-        rf"labels: expected values in \[0, 1\], got values from .*{'-1 to' if bad == -1 else f'to {bad:g}'}"
-    )
+    message = rf"labels: expected values in \[0, 1\], got values from .*{'-1 to' if bad == -1 else f'to {bad:g}'}"
     for loss in (
         lambda: image_level_loss(cam[..., 0, 0], labels),
         lambda: image_level_loss_with_logits(cam[..., 0, 0], labels),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import io
 import json
 import re
@@ -12,27 +13,16 @@ import pandas as pd
 import pytest
 from fake_run import make_fake_run
 
-from wsss_nb.errors import InputError
-from wsss_nb.published import STAGES, TABLE_1, TABLE_2
-from wsss_nb.results import NotInRun, load_run
-from wsss_nb.tables import (
-    TABLES,
-    Column,
-    Table,
-    make_table,
-    save_table,
-    table_1,
-    table_2,
-    table_cost,
-    table_sweep,
-)
+from wsss_nb.run.run import NotInRun, load_run
+from wsss_nb.show.paper import METHODS, TABLE_1, TABLE_2
+from wsss_nb.show.tables import TABLES, Column, Table, make_table, table_1, table_2, table_cost, table_sweep
+from wsss_nb.system.errors import InputError
+from wsss_nb.variants import STAGES
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    return make_fake_run(
-        tmp_path_factory.mktemp("runs") / "quick", num_val=2, weights=(0.0, 1.0), seeds=(0, 1, 2)
-    )
+    return make_fake_run(tmp_path_factory.mktemp("runs") / "quick", num_val=2, lams=(0.0, 1.0), seeds=(0, 1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -56,41 +46,34 @@ def nothing(results):
 
 
 def ours_only(results):
-    results["stages"] = [s for s in results["stages"] if s["method"] == "ours" and s["stage"] != "deeplab"]
-    results["cam"] = [cam for cam in results["cam"] if cam["method"] == "sampling"]
+    results["stages"] = [s for s in results["stages"] if s["variant"] != "seam" and s["stage"] != "deeplab"]
+    results["cam"] = [cam for cam in results["cam"] if cam["lambda"] is not None]
 
 
 def test_published_numbers_are_those_of_the_paper():
-    assert {key: (score.miou, score.contour_f) for key, score in TABLE_1.items()} == {
-        ("cam", "seam"): (52.5, 20.8), ("cam", "ours"): (54.9, 35.6),
-        ("affinitynet", "seam"): (60.1, 35.7), ("affinitynet", "ours"): (62.2, 44.7),
-        ("deeplab", "seam"): (64.5, 38.2), ("deeplab", "ours"): (64.6, 43.8),
-    }  # fmt: skip
-    assert [(row.name, row.val, row.test) for row in TABLE_2] == [
-        ("CCNN", 35.3, 35.6), ("SEC", 50.7, 51.1), ("STC", 49.8, 51.2), ("MDC", 60.4, 60.8),
-        ("MCOF", 60.3, 61.2), ("SeeNet", 63.1, 62.8), ("AffinityNet", 61.7, 63.7), ("IRNet", 63.5, 64.8),
-        ("FickleNet", 64.9, 65.3), ("SSDD", 64.9, 65.5), ("SEAM", 64.5, 65.7), ("OAA", 65.2, 66.4),
-        ("CONTA", 66.1, 66.7), ("LIID", 66.5, 67.5), ("Ours", 64.6, 65.2),
-    ]  # fmt: skip
+    seam, ours = ([(TABLE_1[stage, who].miou, TABLE_1[stage, who].contour_f) for stage in STAGES] for who in METHODS)
+    assert seam == [(52.5, 20.8), (60.1, 35.7), (64.5, 38.2)]
+    assert ours == [(54.9, 35.6), (62.2, 44.7), (64.6, 43.8)]
+    assert " ".join(f"{row.name} {row.val} {row.test}" for row in TABLE_2) == (
+        "CCNN 35.3 35.6 SEC 50.7 51.1 STC 49.8 51.2 MDC 60.4 60.8 MCOF 60.3 61.2 SeeNet 63.1 62.8 "
+        "AffinityNet 61.7 63.7 IRNet 63.5 64.8 FickleNet 64.9 65.3 SSDD 64.9 65.5 SEAM 64.5 65.7 "
+        "OAA 65.2 66.4 CONTA 66.1 66.7 LIID 66.5 67.5 Ours 64.6 65.2"
+    )
     # both tables print the final segmentation of SEAM and ours on val
     final = {row.method: row.val for row in TABLE_2 if row.method}
-    assert final == {method: TABLE_1["deeplab", method].miou for method in ("seam", "ours")}
+    assert final == {method: TABLE_1["deeplab", method].miou for method in METHODS}
 
 
 def test_table_1_numbers(run):
     frame = table_1(run).frame
-    assert frame["stage"].tolist() == [
-        "CAMs",
-        "CAMs",
-        "+ AffinityNet",
-        "+ AffinityNet",
-        "+ DeepLab-v1",
-        "+ DeepLab-v1",
-    ]
+    assert frame["stage"].tolist() == ["CAMs", "CAMs", "+ AffinityNet", "+ AffinityNet", "+ DeepLab-v1", "+ DeepLab-v1"]
     assert frame["method"].tolist() == ["SEAM", "Ours"] * 3
     for row, (stage, method) in enumerate((s, m) for s in STAGES for m in ("seam", "ours")):
         for metric in ("miou", "contour_f"):
-            values = [100 * getattr(entry.scores, metric) for entry in run.stages(stage, method)]
+            values = [
+                100 * getattr(entry.scores, metric)
+                for entry in run.stages(stage, "seam" if method == "seam" else run.ours)
+            ]
             assert len(values) == 3
             paper = getattr(TABLE_1[stage, method], metric)
             assert frame[f"paper_{metric}"][row] == paper
@@ -103,7 +86,7 @@ def test_table_1_numbers(run):
 def test_cells_that_were_not_run_are_empty(changed):
     table = table_1(changed(ours_only))
     keys = [column.key for column in table.columns]
-    for row, cells in enumerate(table.cells()):
+    for row, cells in enumerate(table.shown().to_numpy()):
         was_run = row in (1, 3)
         for key, cell in zip(keys, cells, strict=True):
             if key.startswith(("run_", "difference_")) or key == "seeds":
@@ -165,7 +148,7 @@ def test_table_2_has_15_rows_and_fills_only_ours(run):
     assert table.frame["method"][filled].tolist() == ["SEAM [5]", "Ours"]
     assert table.frame["run_backbone"].tolist() == ["tiny" if full else "" for full in filled]
     assert table.frame["run_test"].isna().all()
-    ours = [100 * entry.scores.miou for entry in run.stages("deeplab", "ours")]
+    ours = [100 * entry.scores.miou for entry in run.stages("deeplab")]
     assert table.frame["run_val"][14] == pytest.approx(np.mean(ours))
     assert table.frame["difference_val"][14] == pytest.approx(np.mean(ours) - 64.6)
     assert table.frame["paper_test"].tolist() == [row.test for row in TABLE_2]
@@ -174,13 +157,17 @@ def test_table_2_has_15_rows_and_fills_only_ours(run):
 def test_table_sweep(run, changed):
     table = table_sweep(run)
     assert table.frame["variant"].tolist() == [
-        "average pooling", "SEAM", "max pooling (λ = 0)", "max pooling (λ = 0) + FSL", "sampling (λ = 1)",
+        "average pooling",
+        "SEAM",
+        "max pooling (λ = 0)",
+        "max pooling (λ = 0) + FSL",
+        "sampling (λ = 1)",
         "sampling (λ = 1) + FSL",
-    ]  # fmt: skip
-    values = [100 * cam.scores.contour_f for cam in run.cams("sampling", 1.0, fsl=True)]
+    ]
+    values = [100 * cam.scores.contour_f for cam in run.cams("lambda1_fsl")]
     assert table.frame["run_contour_f"][5] == pytest.approx(np.mean(values))
     assert table.frame["run_contour_f_sd"][5] == pytest.approx(np.std(values, ddof=1))
-    body = [cam.parts["body"] for cam in run.cams("sampling", 1.0, fsl=True)]
+    body = [cam.parts["body"] for cam in run.cams("lambda1_fsl")]
     assert table.frame["body"][5] == pytest.approx(np.mean(body))
     assert "head" in {column.key for column in table.columns}
     without = table_sweep(changed(lambda r: [cam.update(parts=None) for cam in r["cam"]]))
@@ -234,7 +221,7 @@ def test_protocol_box_comes_with_every_form(run):
     assert "DeepLab-v1, DeepLab-v1 of SEAM: background rule network, CRF (iterations 1" in table.notes[-1]
     for note in table.notes:
         assert f"> {note}" in table.to_markdown()
-        assert note in table.styled().to_html().replace("&#x27;", "'")
+        assert note in html.unescape(table.styled().to_html())
 
 
 SMALL = Table(
@@ -255,50 +242,88 @@ SMALL = Table(
 
 def test_forms_of_a_small_table_by_hand():
     assert SMALL.to_csv() == "name,x,d,n,run_data\na_b,1.2500,-0.5000,3,toy\n50 % λ,,2.0000,,toy\n"
+    minus = "\N{MINUS SIGN}"
     assert SMALL.to_markdown() == (
-        "**A & B**\n\n| Name | G x | G d | n |\n| :-- | --: | --: | --: |\n"
-        "| a_b | **1.2** | \N{MINUS SIGN}0.5 | 3 |\n| 50 % λ |  | +2.0 |  |\n\n> Box #1\n>\n> ±1\n"
+        "**A & B**\n\n"
+        "| Name   |     G x |   G d |   n |\n"
+        "|:-------|--------:|------:|----:|\n"
+        rf"| a\_b   | **1.2** |  {minus}0.5 |   3 |"
+        "\n"
+        "| 50 % λ |         |  +2.0 |     |\n"
+        "\n> Box #1\n>\n> ±1\n"
     )
     assert (
         SMALL.to_latex()
         == r"""% needs \usepackage{booktabs}
 \begin{table*}
-  \centering\small
-  \caption{A \& B}
-  \label{tab:small}
-  \begin{tabular}{lrrr}
-  \toprule
-  \multicolumn{1}{c}{} & \multicolumn{2}{c}{G} & \multicolumn{1}{c}{} \\
-  \cmidrule(lr){2-3}
-  Name & x & d & n \\
-  \midrule
-  a\_b & \textbf{1.2} & $-$0.5 & 3 \\
-  50 \% $\lambda$ &  & +2.0 &  \\
-  \bottomrule
-  \end{tabular}
-  \par\smallskip
-  {\footnotesize Box \#1\par}
-  {\footnotesize $\pm$1\par}
+\centering\small
+\caption{A \& B}
+\label{tab:small}
+\begin{tabular}{lrrr}
+\toprule
+ & \multicolumn{2}{c}{G} &  \\
+\cmidrule(lr){2-3}
+Name & x & d & n \\
+\midrule
+a\_b & \textbf{1.2} & $-$0.5 & 3 \\
+50 \% $\lambda$ &  & +2.0 &  \\
+\bottomrule
+\end{tabular}
+\par\smallskip
+{\footnotesize Box \#1\par}
+{\footnotesize $\pm$1\par}
 \end{table*}
 """
     )
 
 
+HOSTILE = ("<img src=x onerror=alert(1)>", "c$$_%", "a|b", "[x](javascript:y)", r"\input{z}", "&lt;", "**")
+
+
+def test_names_are_text_in_every_form(changed):
+    """In a caption, a note and a cell: HTML, Markdown and LaTeX show what the folder and the variants are called."""
+
+    def hostile(results):
+        results["synthetic"] = False
+        results["data"]["root"] = f"C:\\{HOSTILE[0]}"
+        for row, title in zip(results["cam"], HOSTILE, strict=False):
+            row["title"] = title
+            row["scores"]["protocol"]["background"] = HOSTILE[0]
+
+    table = table_sweep(changed(hostile))
+    assert table.note == f"{HOSTILE[0]}, not VOC 2012"
+    assert set(table.frame["variant"]) & set(HOSTILE)
+    text = table.styled().to_html()
+    assert "<img" not in text and text.count("&lt;img src=x onerror=alert(1)&gt;") >= 3
+    assert 'class="tex2jax_ignore mathjax_ignore"' in text, "MathJax would typeset what stands between two dollars"
+    assert "<img" not in table.to_markdown().replace(r"\<img", "") and r"\<img" in table.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown", "latex"),
+    [
+        (HOSTILE[0], r"\<img src=x onerror=alert(1)>", HOSTILE[0]),
+        ("c$$_%", r"c\$\$\_%", r"c\$\$\_\%"),
+        ("a|b", r"a\|b", "a|b"),
+        ("[x](y) [5]", r"[x\](y) [5]", "[x](y) [5]"),
+        (r"\input{z}", r"\\input{z}", r"\textbackslash{}input\{z\}"),
+        ("&lt; R&D", r"\&lt; R&D", r"\&lt; R\&D"),
+        ("**~`^#", r"\*\*\~\`^#", r"**\textasciitilde{}`\textasciicircum{}\#"),
+    ],
+)
+def test_what_is_escaped(text, markdown, latex):
+    frame = pd.DataFrame({"name": [text]})
+    table = Table("t", text, frame, (Column("name", "Name", "text"),), (text,))
+    assert table.to_markdown().count(markdown) == 3 and f"**{markdown}**\n" in table.to_markdown()
+    assert table.to_latex().count(latex) == 3 and f"\n{latex} \\\\\n" in table.to_latex()
+    cell = re.search("<td[^>]*>(.*)</td>", table.styled().to_html())[1]
+    assert html.unescape(cell) == text and "<" not in cell
+
+
 def test_styled_frame_shows_the_cells_and_the_bold_ones():
-    html = SMALL.styled().to_html()
-    assert re.search(r"#T_small_row0_col1\s*\{\s*font-weight: bold", html)
-    assert html.count("font-weight: bold") == 1
-    cells = re.findall(r'<td id="T_small_row(\d)_col(\d)"[^>]*>([^<]*)</td>', html)
-    assert [text for _, _, text in cells] == [
-        "a_b",
-        "1.2",
-        "\N{MINUS SIGN}0.5",
-        "3",
-        "50 % λ",
-        "",
-        "+2.0",
-        "",
-    ]
+    cells = re.findall(r'<td id="T_small_row(\d)_col(\d)"[^>]*>(.*)</td>', SMALL.styled().to_html())
+    minus = "\N{MINUS SIGN}0.5"
+    assert [text for _, _, text in cells] == ["a_b", "<b>1.2</b>", minus, "3", "50 % λ", "", "+2.0", ""]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -326,20 +351,18 @@ def test_csv_is_byte_identical_and_reads_back(run_dir):
         np.testing.assert_allclose(read, numbers, atol=5.1e-5, err_msg=name)
 
 
-def test_save_table_writes_each_form_and_a_manifest(run, tmp_path):
-    paths = save_table(table_1(run), tmp_path, {"run": "quick"})
-    assert sorted(paths) == ["csv", "json", "md", "npz", "tex"]
-    manifest = json.loads(paths["json"].read_text())
-    assert manifest["run"] == "quick"
-    assert manifest["shows_images"] is False
+def test_make_table_writes_each_form_and_a_manifest(run, tmp_path):
+    make_table("table_1", run, tmp_path, {"run": "quick"})
+    manifest = json.loads((tmp_path / "table_1.json").read_text())
+    assert (manifest["run"], manifest["shows_images"], manifest["measured"]) == ("quick", False, False)
     assert "Protocol: val split" in manifest["protocol"]
     assert sorted(manifest["files"]) == ["table_1.csv", "table_1.md", "table_1.npz", "table_1.tex"]
     for file, digest in manifest["files"].items():
         assert hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() == digest
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths.values())
-    before = {path.name: path.read_bytes() for path in paths.values()}
-    save_table(table_1(run), tmp_path, {"run": "quick"})
-    assert before == {path.name: path.read_bytes() for path in paths.values()}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 5
+    make_table("table_1", run, tmp_path, {"run": "quick"})
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_make_table_removes_what_the_run_no_longer_backs(run, changed, tmp_path):
@@ -362,7 +385,7 @@ def test_counts_are_whole_numbers_in_every_csv(run, changed):
             assert found == {"3"} or (not found and name == "table_2"), name  # ours_only has no final stage
     costs = table_cost(changed(lambda r: r["cam"][0]["cost"].update(peak_memory_mb=700.25)))
     assert "566.7500" in costs.to_csv(), "a measured number keeps its digits"
-    assert "| 567 |" in costs.to_markdown()
+    assert " 567 |" in costs.to_markdown()
 
 
 def test_wrong_name_and_unwritable_folder(run, tmp_path):
@@ -375,8 +398,6 @@ def test_wrong_name_and_unwritable_folder(run, tmp_path):
 
 @pytest.mark.parametrize(("classes", "seeds"), [(2, (0,)), (51, (0, 1))])
 def test_few_and_many_classes(tmp_path, classes, seeds):
-    run = load_run(
-        make_fake_run(tmp_path / "run", num_classes=classes, num_val=2, weights=(1.0,), seeds=seeds)
-    )
+    run = load_run(make_fake_run(tmp_path / "run", num_classes=classes, num_val=2, lams=(1.0,), seeds=seeds))
     for make in TABLES.values():
-        assert len(make(run).cells()) == len(make(run).frame) > 0
+        assert make(run).shown().shape == (len(make(run).frame), len(make(run).columns))

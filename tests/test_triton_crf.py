@@ -13,8 +13,8 @@ from test_crf import oracle, scene
 from test_triton_similarity import on_tensor_cores
 from torch import Tensor
 
-from wsss_nb._pairwise import fused_kernels
 from wsss_nb.crf import CRFConfig, dense_crf_torch
+from wsss_nb.fast.pairwise import fused_kernels
 
 CPU = torch.device("cpu")
 
@@ -81,10 +81,7 @@ def test_messages_of_any_number_of_labels(interpreter, labels):
 
 def test_what_tensor_cores_round_off_is_within_the_tolerance(interpreter):
     generator = torch.Generator().manual_seed(0)
-    features, values = (
-        4 * torch.rand(12, 11, 5, generator=generator),
-        torch.rand(21, 12, 11, generator=generator),
-    )
+    features, values = (4 * torch.rand(12, 11, 5, generator=generator), torch.rand(21, 12, 11, generator=generator))
     result, _, _ = interpreter.submit(on_tensor_cores, sums, features, values).result()
     torch.testing.assert_close(result.double(), all_pairs(features, values), rtol=1e-5, atol=0)
 

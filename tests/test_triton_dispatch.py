@@ -20,19 +20,19 @@ import torch
 from test_crf import oracle as oracle_crf
 from test_crf import scene
 from test_similarity import assert_equal, example, oracle, ours
-
-import wsss_nb
-from wsss_nb._launch import Variant
-from wsss_nb._pairwise import fused_kernels
-from wsss_nb.benchmarks import gpu
-from wsss_nb.benchmarks.references import all_pairs_crf
-from wsss_nb.cli import _parser
 from wsss_nb.cli.experiment import _profile
+from wsss_nb.run.grid import grid
+
+from benchmarks import gpu
+from benchmarks.references import all_pairs_crf
+from wsss_nb import fast
+from wsss_nb.cli import _parser
 from wsss_nb.crf import CRFConfig, dense_crf_torch
-from wsss_nb.experiment.grid import grid
-from wsss_nb.experiment.profiles import load_profile
-from wsss_nb.files import read_json
+from wsss_nb.fast.launch import Variant
+from wsss_nb.fast.pairwise import fused_kernels
+from wsss_nb.run.profiles import load_profile
 from wsss_nb.similarity import feature_similarity_loss
+from wsss_nb.system.files import read_json
 
 CPU = torch.device("cpu")
 
@@ -42,8 +42,8 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The answer is kept otherwise; and a kernel module loaded before would be found in spite of all."""
     fused_kernels.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delattr(wsss_nb, "_triton", raising=False)
-    monkeypatch.delitem(sys.modules, "wsss_nb._triton", raising=False)
+    monkeypatch.delattr(fast, "kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "wsss_nb.fast.kernels", raising=False)
     yield monkeypatch
     monkeypatch.undo()
     fused_kernels.cache_clear()
@@ -79,8 +79,8 @@ def test_kernels_that_do_not_run_are_named_in_one_warning(asked_anew):
         raise RuntimeError("no C compiler")
 
     broken = SimpleNamespace(probe=probe)
-    asked_anew.setattr(wsss_nb, "_triton", broken, raising=False)
-    asked_anew.setitem(sys.modules, "wsss_nb._triton", broken)
+    asked_anew.setattr(fast, "kernels", broken, raising=False)
+    asked_anew.setitem(sys.modules, "wsss_nb.fast.kernels", broken)
     cam, image = example(0, 1, 2, 3, 3, dtype=torch.float32)
     with pytest.warns(UserWarning, match="Triton kernels do not run on cpu, .*: no C compiler") as caught:
         losses = [feature_similarity_loss(cam, image, 2.5, 2.0) for _ in range(2)]
@@ -103,7 +103,7 @@ def test_which_devices_have_the_tensor_cores(asked_anew, kind, hip, capability, 
     asked_anew.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     probed = []
     working = SimpleNamespace(probe=lambda *arguments: probed.append(arguments))
-    asked_anew.setattr(wsss_nb, "_triton", working, raising=False)
+    asked_anew.setattr(fast, "kernels", working, raising=False)
     device = torch.device(kind)
     assert fused_kernels(device) is (working if expected else None)
     assert probed == ([(device, 16)] if expected else [])
@@ -123,8 +123,8 @@ def test_a_variant_that_does_not_run_is_replaced_and_the_others_stay(asked_anew)
         return zero, torch.zeros_like(cam), zero, zero
 
     kernels = SimpleNamespace(probe=probe, pair_sums=pair_sums, GaussianSum=None)
-    asked_anew.setattr(wsss_nb, "_triton", kernels, raising=False)
-    asked_anew.setitem(sys.modules, "wsss_nb._triton", kernels)
+    asked_anew.setattr(fast, "kernels", kernels, raising=False)
+    asked_anew.setitem(sys.modules, "wsss_nb.fast.kernels", kernels)
     assert fused_kernels(CPU) is kernels
     cam, image = example(0, 1, 21, 9, 8, dtype=torch.float32)
     with pytest.warns(UserWarning, match="Triton kernels do not run on cpu, .*: out of resource"):
@@ -142,9 +142,17 @@ def test_a_variant_that_does_not_run_is_replaced_and_the_others_stay(asked_anew)
 
 @pytest.mark.parametrize(
     ("K", "H", "W", "expected"),
-    [(1, 56, 56, (8, 8, 16)), (14, 9, 8, (8, 8, 16)), (15, 8, 8, (8, 8, 32)), (21, 5, 300, (8, 8, 32)),
-     (91, 8, 7, (8, 8, 64)), (2, 1, 300, (1, 64, 16)), (2, 300, 1, (64, 1, 16)), (2, 3, 20, (4, 16, 16))],
-)  # fmt: skip
+    [
+        (1, 56, 56, (8, 8, 16)),
+        (14, 9, 8, (8, 8, 16)),
+        (15, 8, 8, (8, 8, 32)),
+        (21, 5, 300, (8, 8, 32)),
+        (91, 8, 7, (8, 8, 64)),
+        (2, 1, 300, (1, 64, 16)),
+        (2, 300, 1, (64, 1, 16)),
+        (2, 3, 20, (4, 16, 16)),
+    ],
+)
 def test_what_is_compiled_for_a_map(K, H, W, expected):
     variant = Variant.of(torch.empty(2, K, H, W), torch.empty(2, 3, H, W), with_scalars=False)
     assert variant == (3, *expected, False)
@@ -195,40 +203,29 @@ def compiled(capability: int, columns: int, learned: bool) -> list[tuple[str, in
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from wsss_nb import _triton
+    from wsss_nb.fast import kernels
 
     sizes = {"C": 3, "TH": 8, "TW": 8, "KC": columns}
     variants = [
-        (_triton._similarity_pack, sizes),
-        (_triton._similarity_kernel, {**sizes, "PJ": 32 if learned else 64, "SCALARS": learned}),
-        (_triton._gaussian_kernel, {"P": 64, "C": columns}),
+        (kernels._similarity_pack, sizes),
+        (kernels._similarity_kernel, {**sizes, "PJ": 32 if learned else 64, "SCALARS": learned}),
+        (kernels._gaussian_kernel, {"P": 64, "C": columns}),
     ]
-    scalars = {
-        "c": "fp32",
-        "narrow": "fp32",
-        "peak": "fp32",
-        "reach": "fp32",
-        "first": "*i64",
-        "near": "*i32",
-    }
+    scalars = {"c": "fp32", "narrow": "fp32", "peak": "fp32", "reach": "fp32", "first": "*i64", "near": "*i32"}
     found = []
     for kernel, constants in variants:
         signature = {
-            name: "constexpr"
-            if name in constants
-            else scalars.get(name, "i32" if name in "KHWN" else "*fp32")
+            name: "constexpr" if name in constants else scalars.get(name, "i32" if name in "KHWN" else "*fp32")
             for name in kernel.arg_names
         }
         source = ASTSource(kernel, signature=signature, constexprs=constants)
         target = GPUTarget("cuda", capability, 32)
-        binary = triton.compile(source, target=target, options=_triton._LAUNCH)
+        binary = triton.compile(source, target=target, options=kernels._LAUNCH)
         found.append((kernel.__name__, binary.metadata.shared, binary.asm["ptx"]))
     return found
 
 
-@pytest.mark.parametrize(
-    ("capability", "columns", "learned", "shared"), [(90, 32, True, 227), (80, 16, False, 163)]
-)
+@pytest.mark.parametrize(("capability", "columns", "learned", "shared"), [(90, 32, True, 227), (80, 16, False, 163)])
 def test_kernels_compile_for_gpus_and_use_tensor_cores(tmp_path, capability, columns, learned, shared):
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     with mock.patch.dict(os.environ, {**without, "TRITON_CACHE_DIR": str(tmp_path)}, clear=True):
@@ -277,12 +274,12 @@ def test_shares_of_both_limits_by_hand():
 
 
 def test_the_reference_of_the_crf_is_the_float64_oracle():
-    for classes, config in ((2, CRFConfig()), (4, CRFConfig(3, 4, 5, 6, 0.5, 2))):
+    weights = {"bilateral_compat": 6, "gaussian_compat": 2}
+    narrow = CRFConfig(iterations=3, bilateral_sxy=4, bilateral_srgb=5, gaussian_sxy=0.5, **weights)
+    for classes, config in ((2, CRFConfig()), (4, narrow)):
         image, probabilities = scene(1, classes)
         expected = oracle_crf(image, probabilities, config)
-        np.testing.assert_allclose(
-            all_pairs_crf(image, probabilities, config), expected, rtol=1e-9, atol=1e-12
-        )
+        np.testing.assert_allclose(all_pairs_crf(image, probabilities, config), expected, rtol=1e-9, atol=1e-12)
 
 
 def crf_of_a_wrong_kernel(axes: int) -> float:
@@ -298,9 +295,7 @@ def crf_of_a_wrong_kernel(axes: int) -> float:
 
 
 def test_a_wrong_kernel_shows_in_the_marginals(interpreter):
-    position, bilateral, right = (
-        interpreter.submit(crf_of_a_wrong_kernel, axes).result() for axes in (2, 5, 0)
-    )
+    position, bilateral, right = (interpreter.submit(crf_of_a_wrong_kernel, axes).result() for axes in (2, 5, 0))
     assert right < 2e-5 and min(position, bilateral) > 5e-3
 
 
@@ -352,10 +347,7 @@ def small_run(path: Path) -> tuple[int, str]:
     with (
         mock.patch.multiple(gpu, **small, matrix_product_rate=lambda *_: 1e12),
         mock.patch.multiple(
-            torch.cuda,
-            is_available=lambda: True,
-            current_device=lambda: 0,
-            get_device_name=lambda device: "GPU",
+            torch.cuda, is_available=lambda: True, current_device=lambda: 0, get_device_name=lambda device: "GPU"
         ),
         mock.patch.object(torch, "device", lambda *arguments: CPU),
         contextlib.redirect_stdout(text),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from test_similarity import Result, assert_equal, example, oracle, ours
 
-from wsss_nb import _pairwise
-from wsss_nb._pairwise import fused_kernels, pairwise_form
+from wsss_nb.fast import pairwise as _pairwise
+from wsss_nb.fast.pairwise import fused_kernels, pairwise_form
 from wsss_nb.similarity import FeatureSimilarityLoss, feature_similarity_loss
 
 CPU = torch.device("cpu")
@@ -145,8 +145,9 @@ def learned(cam: torch.Tensor, image: torch.Tensor) -> Result:
     module = FeatureSimilarityLoss(2.0, 1.5, learnable=True)
     leaf = cam.clone().requires_grad_()
     (3 * module(leaf, image)).backward()
-    return Result(module(leaf, image).item(), leaf.grad.numpy(), module.raw_mu.grad.item(),
-                  module.raw_sigma.grad.item(), 0)  # fmt: skip
+    return Result(
+        module(leaf, image).item(), leaf.grad.numpy(), module.raw_mu.grad.item(), module.raw_sigma.grad.item(), 0
+    )
 
 
 def test_learned_mu_and_sigma(interpreter):

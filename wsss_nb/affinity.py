@@ -1,20 +1,26 @@
 """Pixel affinities and the random walk over them (Ahn and Kwak, CVPR 2018): stage 2 of the pipeline.
 
 Pairs of pixels closer than ``radius`` are listed once, as 34 half-plane offsets for radius 5. All functions
-walk over the offsets with shifted views of the map, so nothing of size (HW)^2 is ever held.
+walk over the offsets with shifted views of the map, so nothing of size (HW)^2 is ever held; the definition of the
+walk by such a matrix is :func:`random_walk_dense`.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from wsss_nb.fast.walk import walk
+from wsss_nb.pseudo_labels import add_background
+from wsss_nb.system.config import VOID
+from wsss_nb.system.errors import InputError, require
 
 __all__ = [
     "AffinityLabels",
@@ -25,9 +31,10 @@ __all__ = [
     "pair_indices",
     "pair_offsets",
     "random_walk",
+    "random_walk_dense",
+    "walk_cam",
 ]
 
-VOID = 255
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
@@ -76,7 +83,7 @@ def pair_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
     Ahn and Kwak (2018), Sec. 3.2, take the pairs within a radius; the paper keeps their 5.
     """
     if isinstance(radius, bool) or not isinstance(radius, Integral) or radius < 2:
-        raise ValueError(f"radius: expected an integer of at least 2, got {radius!r}")
+        raise InputError(f"radius: expected an integer of at least 2, got {radius!r}")
     radius = int(radius)
     reach = range(-radius + 1, radius)
     below = ((dy, dx) for dy in reach if dy > 0 for dx in reach if dx * dx + dy * dy < radius * radius)
@@ -103,8 +110,7 @@ def fitting_radius(radius: int, height: int, width: int) -> int:
     """
     pair_offsets(radius)
     radius, side = int(radius), min(height, width)
-    if side < 5:
-        raise ValueError(f"height, width: expected a map of at least 5 x 5, got {height} x {width}")
+    require(side >= 5, f"height, width: expected a map of at least 5 x 5, got {height} x {width}")
     return (side - 1) // 2 if side < 2 * radius + 1 else radius
 
 
@@ -163,10 +169,9 @@ def affinity_labels(label_map: np.ndarray | Tensor, radius: int = 5) -> Affinity
     Publication and release agree.
     """
     labels = torch.as_tensor(label_map)
-    if labels.ndim not in (2, 3):
-        raise ValueError(f"label_map: expected (H, W) or (B, H, W), got {tuple(labels.shape)}")
+    require(labels.ndim in (2, 3), f"label_map: expected (H, W) or (B, H, W), got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"label_map: expected integer class ids, got {labels.dtype}")
+        raise InputError(f"label_map: expected integer class ids, got {labels.dtype}")
     radius = fitting_radius(radius, *labels.shape[-2:])
     start = _from_window(labels, radius).flatten(-2).unsqueeze(-2)
     ends = [_to_window(labels, offset, radius).flatten(-2) for offset in pair_offsets(radius)]
@@ -199,10 +204,8 @@ def pair_affinity(features: Tensor, radius: int = 5) -> Tensor:
         torch.Size([1, 34, 320])
     """
     if features.ndim != 4 or not features.is_floating_point():
-        got = f"{tuple(features.shape)} {features.dtype}"
-        raise ValueError(f"features: expected floating (B, C, H, W), got {got}")
-    radius = fitting_radius(radius, *features.shape[-2:])
-    result: Tensor = _PairAffinity.apply(features, radius)
+        raise InputError(f"features: expected floating (B, C, H, W), got {tuple(features.shape)} {features.dtype}")
+    result: Tensor = _PairAffinity.apply(features, fitting_radius(radius, *features.shape[-2:]))
     return result
 
 
@@ -211,12 +214,9 @@ class _PairAffinity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, radius: int) -> Tensor:
-        start = _from_window(features, radius)
-        planes = []
-        for offset in pair_offsets(radius):
-            distance = (start - _to_window(features, offset, radius)).abs_().mean(1)
-            planes.append(distance.neg_().exp_().flatten(1))
-        affinity = torch.stack(planes, dim=1)
+        start, offsets = _from_window(features, radius), pair_offsets(radius)
+        distances = ((start - _to_window(features, offset, radius)).abs_().mean(1) for offset in offsets)
+        affinity = torch.stack([distance.neg_().exp_().flatten(1) for distance in distances], dim=1)
         ctx.radius = radius
         ctx.save_for_backward(features, affinity)
         return affinity
@@ -237,7 +237,7 @@ class _PairAffinity(torch.autograd.Function):
 
 
 def affinity_loss(
-    pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1e-5, correction: Tensor | None = None
+    pairs_affinity: Tensor, labels: AffinityLabels, eps: float = 1e-5, counts: Tensor | None = None
 ) -> Tensor:
     """Loss of AffinityNet (Ahn and Kwak 2018, Sec. 3.2; a quarter of the published sum, as released).
 
@@ -248,7 +248,8 @@ def affinity_loss(
         pairs_affinity: (B, D, n) from :func:`pair_affinity`.
         labels: as :func:`affinity_labels` gives them, same shape.
         eps: guard.
-        correction: factors of the three means (background, foreground, negative), where a batch is computed in parts.
+        counts: (3,), numbers of pairs (background, foreground, negative) that the sums are divided by, those of
+            the whole batch where several processes share it; those of ``labels`` if None.
 
     Returns:
         Scalar in nats.
@@ -262,23 +263,16 @@ def affinity_loss(
         True
     """
     for name, weight in zip(labels._fields, labels, strict=True):
-        if weight.shape != pairs_affinity.shape:
-            shapes = f"{tuple(pairs_affinity.shape)}, got {tuple(weight.shape)}"
-            raise ValueError(f"labels.{name}: expected {shapes}")
+        shapes = tuple(pairs_affinity.shape), tuple(weight.shape)
+        require(shapes[0] == shapes[1], f"labels.{name}: expected {shapes[0]}, got {shapes[1]}")
     attract = -torch.log(pairs_affinity + eps)
     repel = -torch.log(1 - pairs_affinity + eps)
-
-    def mean(values: Tensor, weight: Tensor) -> Tensor:
-        return (values * weight).sum() / (weight.sum() + eps)
-
-    means = [
-        mean(attract, labels.background),
-        mean(attract, labels.foreground),
-        mean(repel, labels.negative),
-    ]
-    if correction is not None:
-        means = [factor * value for factor, value in zip(correction, means, strict=True)]
-    return means[0] / 4 + means[1] / 4 + means[2] / 2
+    numbers = [weight.sum() for weight in labels] if counts is None else counts
+    background, foreground, negative = (
+        (values * weight).sum() / (number + eps)
+        for values, weight, number in zip((attract, attract, repel), labels, numbers, strict=True)
+    )
+    return background / 4 + foreground / 4 + negative / 2
 
 
 @torch.no_grad()
@@ -310,68 +304,85 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         >>> torch.allclose(walked.sum(0), torch.ones(6, 8))  # columns of T still sum to 1
         True
     """
-    start = torch.as_tensor(scores)
-    pairs = torch.as_tensor(affinity).to(start.device)
+    start, pairs = torch.as_tensor(scores), torch.as_tensor(affinity)
     if start.ndim != 3 or not start.is_floating_point():
-        raise ValueError(f"scores: expected floating (K, H, W), got {tuple(start.shape)} {start.dtype}")
-    if not bool(start.isfinite().all()):
-        raise ValueError(f"scores: expected finite values, got {int((~start.isfinite()).sum())} that are not")
-    if not beta > 0:
-        raise ValueError(f"beta: expected a number above 0, got {beta!r}")
+        raise InputError(f"scores: expected floating (K, H, W), got {tuple(start.shape)} {start.dtype}")
+    infinite = int((~start.isfinite()).sum())
+    require(infinite == 0, f"scores: expected finite values, got {infinite} that are not")
+    require(beta > 0, f"beta: expected a number above 0, got {beta!r}")
     if isinstance(log_t, bool) or not isinstance(log_t, Integral) or not 0 <= log_t <= 16:
-        raise ValueError(f"log_t: expected an integer in [0, 16], got {log_t!r}")
-    height, width = start.shape[1:]
-    radius = _radius_of(pairs, height, width)
+        raise InputError(f"log_t: expected an integer in [0, 16], got {log_t!r}")
+    offsets = pair_offsets(_radius_of(pairs, *start.shape[1:]))
     if not bool(((pairs >= 0) & (pairs <= 1)).all()):
-        raise ValueError(f"affinity: expected values in [0, 1], got {pairs.min():g} to {pairs.max():g}")
-    dtype = torch.promote_types(start.dtype, torch.float32)
-
-    # On the flattened map an offset is one shift; weights of pairs that do not exist stay 0, so that what
-    # a shift carries over from the neighbouring row never counts.
-    size = height * width
-    margin = (radius - 1) * (width + 1)
-    shifts = [dy * width + dx for dy, dx in pair_offsets(radius)]
-    weights = torch.zeros(len(shifts), margin + size, dtype=dtype, device=start.device)
-    window = _from_window(weights[:, margin:].unflatten(1, (height, width)), radius)
-    window.copy_(pairs.to(dtype).pow(beta).reshape(window.shape))
-
-    def multiply(padded: Tensor, result: Tensor) -> Tensor:
-        """W times the vectors in the middle of ``padded``."""
-        step = 2**19 // max(1, len(result)) + 1  # a block of the result stays in the processor's cache
-        for begin in range(0, size, step):
-            block = result[:, begin : begin + step]
-            middle, length = margin + begin, block.shape[1]
-            block.copy_(padded[:, middle : middle + length])
-            for shift, weight in zip(shifts, weights, strict=True):
-                behind = middle - shift
-                block.addcmul_(padded[:, middle + shift :][:, :length], weight[middle : middle + length])
-                block.addcmul_(padded[:, behind : behind + length], weight[behind : behind + length])
-        return result
-
-    def padded(rows: int) -> tuple[Tensor, Tensor]:
-        whole = torch.zeros(rows, size + 2 * margin, dtype=dtype, device=start.device)
-        return whole, whole[:, margin : margin + size]
-
-    ones, inner = padded(1)
-    column_sum = multiply(ones.fill_(1), torch.empty_like(inner))
-
-    # x^p = sum_k c_k Cheb_k(x), Cheb_{k+1}(x) = 2 x Cheb_k(x) - Cheb_{k-1}(x)
-    alive = start.flatten(1).any(1)
-    (last, last_inner), (now, now_inner) = padded(int(alive.sum())), padded(int(alive.sum()))
-    now_inner.copy_(start[alive].flatten(1))
-    low, high = now_inner.aminmax(dim=1, keepdim=True)
-    coefficients = _power_coefficients(2 ** int(log_t), torch.finfo(dtype).eps)
-    total, product = coefficients[0] * now_inner, torch.empty_like(now_inner)
-    for degree, coefficient in enumerate(coefficients[1:], start=1):
-        multiply(now, product).div_(column_sum)
-        last_inner.neg_().add_(product, alpha=1 if degree == 1 else 2)
-        (last, last_inner), (now, now_inner) = (now, now_inner), (last, last_inner)
-        if coefficient:
-            total.add_(now_inner, alpha=coefficient)
-    total.clamp_(low, high)  # a mean of scores lies between them; rounding may not
-    walked = torch.zeros_like(start)
-    walked[alive] = total.unflatten(1, (height, width)).to(start.dtype)
+        raise InputError(f"affinity: expected values in [0, 1], got {pairs.min():g} to {pairs.max():g}")
+    walked = walk(start, pairs.to(start.device), offsets, beta, 2 ** int(log_t))
     return walked if isinstance(scores, Tensor) else walked.numpy()
+
+
+def random_walk_dense(scores: Tensor, affinity: Tensor, beta: float = 8, log_t: int = 6) -> Tensor:
+    """The definition of :func:`random_walk`: ``s <- s T^(2^log_t)`` with the matrix T written out and squared.
+
+    In O((HW)^2) memory and O((HW)^3) time, for small maps and as the measure of the fast form.
+
+    Args:
+        scores: (K, H, W), floating.
+        affinity: (D, n), pairs as in :func:`pair_indices`, same dtype.
+        beta: exponent, > 0.
+        log_t: number of squarings.
+
+    Returns:
+        (K, H, W).
+
+    Raises:
+        ValueError: shapes do not fit each other.
+
+    Example:
+        >>> random_walk_dense(torch.ones(1, 6, 8), torch.rand(4, 30)).shape  # constants stay as they are
+        torch.Size([1, 6, 8])
+
+    Publication (Ahn and Kwak 2018, Sec. 3.3) and release agree.
+    """
+    H, W = scores.shape[1:]
+    start, end = pair_indices(_radius_of(affinity, H, W), H, W)
+    weights = torch.eye(H * W, dtype=affinity.dtype, device=affinity.device)
+    weights[start, end] = weights[end, start] = affinity**beta
+    transition = weights / weights.sum(0)
+    for _ in range(log_t):
+        transition = transition @ transition
+    return (scores.flatten(1) @ transition).view_as(scores)
+
+
+def walk_cam(
+    foreground: Tensor, affinity: Tensor, size: tuple[int, int], *, alpha: float = 6, beta: float = 8, log_t: int = 6
+) -> Tensor:
+    r"""Spread a CAM along pixel affinities: pseudo-label scores of the paper's second stage (Section 4.3).
+
+    ``s = (1 - max_k a_k)^alpha, a_1, .., a_{K-1}``; averaged to the map of the affinities (adaptive), walked as
+    s T^(2^log_t) with :func:`random_walk`, resized to the image (bilinear).
+
+    Args:
+        foreground: activations a (K-1, H, W) in [0, 1], at image size in pixels; K = 1 is an image of background only.
+        affinity: (D, n), of :func:`pair_affinity`.
+        size: (h, w) of the map the affinities belong to, in map pixels.
+        alpha: exponent of the background, > 0.
+        beta: exponent of the affinities, > 0.
+        log_t: the walk takes 2^log_t steps.
+
+    Returns:
+        (K, H, W), background at index 0.
+
+    Raises:
+        ValueError: as :func:`~wsss_nb.pseudo_labels.add_background` and :func:`random_walk`.
+
+    Example:
+        >>> walk_cam(torch.rand(2, 24, 32), torch.ones(4, 30), (6, 8), log_t=1).shape
+        torch.Size([3, 24, 32])
+
+    Paper: alpha is not given. Release: alpha 6, beta 8, 2^6 steps, on maps of an eighth of the image.
+    """
+    scores = F.adaptive_avg_pool2d(add_background(foreground, f"power:{alpha:g}"), size)
+    walked = random_walk(scores, affinity, beta=beta, log_t=log_t)
+    return F.interpolate(walked[None], foreground.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
 def _from_window(maps: Tensor, radius: int) -> Tensor:
@@ -384,33 +395,13 @@ def _to_window(maps: Tensor, offset: tuple[int, int], radius: int) -> Tensor:
     return maps[..., dy : maps.shape[-2] - reach + dy, reach + dx : maps.shape[-1] - reach + dx]
 
 
-def _power_coefficients(power: int, tail: float) -> list[float]:
-    """c_0, c_1, ... of x^power in Chebyshev polynomials, up to where the rest sums to less than ``tail``.
-
-    c_k = 2^(1-power) binomial(power, (power-k)/2) for k of the parity of ``power``, else 0; c_0 is half that.
-    They sum to 1.
-    """
-    share, rest, coefficients = math.comb(power, power // 2) / 2**power, 1.0, []
-    for k in range(power + 1):
-        coefficients.append(0.0)
-        if k % 2 == power % 2:
-            coefficients[k] = 2 * share if k else share
-            share *= ((power - k) // 2) / ((power + k) // 2 + 1)
-            rest -= coefficients[k]
-        if rest < max(tail, 1e-14):
-            break
-    return coefficients
-
-
 def _radius_of(pairs: Tensor, height: int, width: int) -> int:
     """The radius with as many offsets as ``pairs`` has rows."""
-    radius = 2
-    while pairs.ndim == 2 and len(pair_offsets(radius)) < pairs.shape[0]:
+    radius, rows = 2, pairs.shape[-2] if pairs.ndim > 1 else 0
+    while len(pair_offsets(radius)) < rows:
         radius += 1
-    count = max(height - radius + 1, 0) * max(width - 2 * radius + 2, 0)
-    if count == 0 or pairs.shape != (len(pair_offsets(radius)), count):
-        radius = fitting_radius(5, height, width)
-        n = (height - radius + 1) * (width - 2 * radius + 2)
-        expected = f"(D, n) = {(len(pair_offsets(radius)), n)} for a {height} x {width} map"
-        raise ValueError(f"affinity: expected {expected}, got {tuple(pairs.shape)}")
+    radius = fitting_radius(radius, height, width)
+    expected = len(pair_offsets(radius)), (height - radius + 1) * (width - 2 * radius + 2)
+    shapes = f"(D, n) = {expected} for a {height} x {width} map, got {tuple(pairs.shape)}"
+    require(pairs.shape == expected, f"affinity: expected {shapes}")
     return radius

@@ -31,7 +31,7 @@ def class_activation_map(logits: Tensor) -> Tensor:
 
     Paper and release agree.
     """
-    _check_maps("logits", logits)
+    check_maps("logits", logits)
     return torch.softmax(logits, dim=1)
 
 
@@ -57,7 +57,7 @@ def global_max_pool(cam: Tensor) -> Tensor:
 
     Paper: the (1 - lambda) term of Eq. 5. The release pools it by the average of the logits instead.
     """
-    _check_maps("cam", cam)
+    check_maps("cam", cam)
     return cam.flatten(2).max(dim=2).values
 
 
@@ -82,7 +82,7 @@ def global_average_pool(logits: Tensor) -> Tensor:
     The usual head of a CAM network (Zhou et al., CVPR 2016) and the release's (1 - lambda) term; the paper pools
     by the maximum of the probabilities.
     """
-    _check_maps("logits", logits)
+    check_maps("logits", logits)
     return logits.mean(dim=(2, 3))
 
 
@@ -111,7 +111,7 @@ def condition_on_labels(cam: Tensor, labels: Tensor) -> Tensor:
 
     In neither the equations nor the text of the paper; it is what the release does before it writes CAMs.
     """
-    _check_maps("cam", cam)
+    check_maps("cam", cam)
     if labels.shape != cam.shape[:2]:
         raise ValueError(f"labels: expected (B, K) = {tuple(cam.shape[:2])}, got {tuple(labels.shape)}")
     dtype = torch.promote_types(cam.dtype, torch.float32)
@@ -121,7 +121,8 @@ def condition_on_labels(cam: Tensor, labels: Tensor) -> Tensor:
     return (kept / (kept.sum(dim=1, keepdim=True) + 1e-8)).to(cam.dtype)
 
 
-def _check_maps(name: str, maps: Tensor) -> None:
+def check_maps(name: str, maps: Tensor) -> None:
+    """Raise ValueError, in the words of argument ``name``, unless ``maps`` is a non-empty floating (B, K, H, W) tensor."""
     if maps.ndim != 4 or maps.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty (B, K, H, W) tensor, got {tuple(maps.shape)}")
     if not maps.is_floating_point():

@@ -11,31 +11,36 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import sys
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from collections.abc import Generator, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from pydantic import BeforeValidator, Field, ValidationError
 
-from wsss_nb.workers import KeptWorker, Workers, stream_results
+from wsss_nb.system.config import Config
+from wsss_nb.system.errors import InputError, require
+from wsss_nb.system.workers import KeptWorker, Workers, finished_results, stream_results
 
 if TYPE_CHECKING:  # worker processes of the native backend start without torch
     import torch
-    from torch import Tensor
 
-__all__ = ["Backend", "CRFConfig", "dense_crf", "dense_crf_many", "dense_crf_torch", "resolve_backend"]
+__all__ = ["Backend", "CRFConfig", "dense_crf", "dense_crf_many", "dense_crf_torch", "resolve_backend", "resolved_crf"]
 
 Backend: TypeAlias = Literal["auto", "pydensecrf", "torch", "cuda"]
 """Which code computes: native, torch on the CPU, Triton's kernels on a GPU, or "auto", see :func:`resolve_backend`."""
 
 LOWEST_PROBABILITY = 1e-5  # scores are clipped here, as in pydensecrf.utils.unary_from_softmax
 LARGEST_COORDINATE = 4000  # image side / sxy from which the native code's 16-bit lattice overflows
+Job: TypeAlias = tuple[np.ndarray, np.ndarray]  # image, probabilities
 _NATIVE = KeptWorker("dense CRF")  # of dense_crf, so that a slider's next picture needs no new process
 
+_NUMBER = BeforeValidator(lambda value: value.item() if isinstance(value, np.generic) else value)
+Width: TypeAlias = Annotated[float, _NUMBER, Field(ge=0.1, le=1e5)]
+Compatibility: TypeAlias = Annotated[float, _NUMBER, Field(ge=0, le=1e6)]
 
-@dataclass(frozen=True)
-class CRFConfig:
+
+class CRFConfig(Config):
     """Parameters of the dense CRF; the defaults are those of the release's CAM stage.
 
     The pairwise energy of two pixels with different labels is
@@ -47,6 +52,7 @@ class CRFConfig:
     values. The release uses these for CAMs, and iterations=1, bilateral_sxy=32 for DeepLab's results.
 
     Args:
+        backend: which code computes, see :data:`Backend`.
         iterations: mean-field steps.
         bilateral_sxy: width of the kernel over position and colour, in pixels.
         bilateral_srgb: its width in colour, in grey levels.
@@ -60,27 +66,20 @@ class CRFConfig:
 
     Example:
         >>> CRFConfig(iterations=1, bilateral_sxy=32).bilateral_srgb
-        13
+        13.0
     """
 
-    iterations: int = 10
-    bilateral_sxy: float = 80
-    bilateral_srgb: float = 13
-    bilateral_compat: float = 10
-    gaussian_sxy: float = 3
-    gaussian_compat: float = 3
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            low, high = (0.0, 1e6) if field.name.endswith("compat") else (0.1, 1e5)
-            if field.name == "iterations":
-                low, high = 0, 1000
-            number = isinstance(value, Integral if field.name == "iterations" else Real)
-            if not number or isinstance(value, bool) or not low <= value <= high:
-                kind = "an integer" if field.name == "iterations" else "a number"
-                raise ValueError(f"{field.name}: expected {kind} in [{low:g}, {high:g}], got {value!r}")
+    backend: Backend = Field(
+        "auto",
+        description="what computes it: pydensecrf as in the paper, torch, cuda; auto = cuda, pydensecrf or torch, the "
+        "first that can be had",
+    )
+    iterations: Annotated[int, _NUMBER, Field(ge=0, le=1000)] = 10
+    bilateral_sxy: Width = 80
+    bilateral_srgb: Width = 13
+    bilateral_compat: Compatibility = 10
+    gaussian_sxy: Width = 3
+    gaussian_compat: Compatibility = 3
 
 
 def dense_crf(
@@ -133,20 +132,28 @@ def dense_crf(
     Paper and release call pydensecrf, the "pydensecrf" backend here; how far the others differ from it is
     measured in :func:`dense_crf_torch`.
     """
-    config = CRFConfig(
-        iterations, bilateral_sxy, bilateral_srgb, bilateral_compat, gaussian_sxy, gaussian_compat
-    )
-    backend, checked = resolve_backend(backend), _checked(image, probabilities, config)
-    if backend == "pydensecrf" and (_in_a_session() if isolated is None else isolated):
-        return _NATIVE.result(_infer, *checked, config, backend)
-    return _infer(*checked, config, backend)
+    kernels = {"bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb, "bilateral_compat": bilateral_compat}
+    kernels |= {"gaussian_sxy": gaussian_sxy, "gaussian_compat": gaussian_compat}
+    config = _config(backend=resolve_backend(backend), iterations=iterations, **kernels)
+    job = *_checked(image, probabilities, config), config
+    if config.backend == "pydensecrf" and (_in_a_session() if isolated is None else isolated):
+        return _NATIVE.result(_infer, *job)
+    return _infer(*job)
+
+
+def _config(**settings: Any) -> CRFConfig:
+    """The settings checked; what is wrong with the first wrong one is said in one line."""
+    try:
+        return CRFConfig(**settings)
+    except ValidationError as error:
+        name, given = error.errors()[0]["loc"][0], error.errors()[0]["input"]
+        low, high = CRFConfig.model_fields[str(name)].metadata[-2:]
+        kind = "an integer" if name == "iterations" else "a number"
+        raise InputError(f"{name}: expected {kind} in [{low.ge:g}, {high.le:g}], got {given!r}") from None
 
 
 def dense_crf_many(
-    jobs: Iterable[tuple[np.ndarray, np.ndarray]],
-    config: CRFConfig | None = None,
-    workers: Workers = 1,
-    backend: Backend = "auto",
+    jobs: Iterable[Job], config: CRFConfig | None = None, workers: Workers = 1
 ) -> Generator[np.ndarray, None, None]:
     """``Q_n = dense_crf(image_n, probabilities_n)`` of many images in worker processes, in order.
 
@@ -158,10 +165,9 @@ def dense_crf_many(
 
     Args:
         jobs: (image, probabilities) as in :func:`dense_crf`.
-        config: parameters; the default ones if None.
+        config: backend and parameters; the default ones if None.
         workers: number of processes, or a cluster whose tasks are an image each; 0 computes in this process, as
             the backend "cuda" always does.
-        backend: see :func:`dense_crf`.
 
     Yields:
         (K, H, W), float32.
@@ -179,21 +185,27 @@ def dense_crf_many(
     Paper (Section 4.1, without settings) and release agree with the result; how the work is spread is ours.
     """
     if not (hasattr(workers, "stream") or (isinstance(workers, int) and workers >= 0)):
-        raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
-    return _stream(jobs, config or CRFConfig(), workers, resolve_backend(backend))
-
-
-def _stream(
-    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig, workers: Workers, backend: Backend
-) -> Generator[np.ndarray, None, None]:
-    arguments = ((*job, config, backend) for job in _checked_jobs(jobs, config))
-    if workers == 0 or backend == "cuda":
-        yield from (_infer(*job) for job in arguments)
-        return
-    threads = None
-    if backend == "torch" and isinstance(workers, int):
+        raise InputError(f"workers: expected an integer of at least 0, got {workers!r}")
+    config = config or CRFConfig()
+    config = config.model_copy(update={"backend": resolve_backend(config.backend)})
+    checked, threads = _checked_jobs(jobs, config), None
+    if workers == 0 or config.backend == "cuda":
+        return (_infer(*job) for job in checked)
+    if config.backend == "torch" and isinstance(workers, int):
         threads = max(1, multiprocessing.cpu_count() // workers)
-    yield from stream_results(_infer, arguments, workers, threads, "dense CRF")
+    return stream_results(_infer, checked, workers, threads, "dense CRF")
+
+
+def _checked_jobs(
+    jobs: Iterable[Job], config: CRFConfig
+) -> Generator[tuple[np.ndarray, np.ndarray, CRFConfig], None, None]:
+    for number, job in enumerate(jobs):
+        try:
+            image, probabilities = job
+            checked = _checked(image, probabilities, config)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"job {number}: {error}") from error
+        yield *checked, config
 
 
 def _in_a_session() -> bool:
@@ -201,19 +213,17 @@ def _in_a_session() -> bool:
     return not hasattr(sys.modules["__main__"], "__file__") and multiprocessing.parent_process() is None
 
 
-def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig, backend: Backend) -> np.ndarray:
-    if backend != "pydensecrf":
-        return dense_crf_torch(image, probabilities, config, device="cuda" if backend == "cuda" else "cpu")
+def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig) -> np.ndarray:
+    if config.backend != "pydensecrf":
+        return dense_crf_torch(image, probabilities, config, device="cuda" if config.backend == "cuda" else "cpu")
     from pydensecrf.densecrf import DenseCRF2D
 
     classes, height, width = probabilities.shape
-    unary = -np.log(probabilities.clip(LOWEST_PROBABILITY, 1)).reshape(classes, -1)
     crf = DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(unary)
+    crf.setUnaryEnergy(-np.log(probabilities.clip(LOWEST_PROBABILITY, 1)).reshape(classes, -1))
     crf.addPairwiseGaussian(sxy=config.gaussian_sxy, compat=config.gaussian_compat)
-    crf.addPairwiseBilateral(
-        sxy=config.bilateral_sxy, srgb=config.bilateral_srgb, rgbim=image, compat=config.bilateral_compat
-    )
+    widths = {"sxy": config.bilateral_sxy, "srgb": config.bilateral_srgb}
+    crf.addPairwiseBilateral(**widths, rgbim=image, compat=config.bilateral_compat)
     return np.asarray(crf.inference(config.iterations), np.float32).reshape(classes, height, width)
 
 
@@ -238,7 +248,7 @@ def dense_crf_torch(
     0.011, 0.022, 0.001: most of it is the lattice's. On four photographs, each in two sizes, with smooth
     noise as scores, where the kernels alone decide, with 2 labels 93 to 100 % of the labels agree (mean 98 %)
     and 2.2 % of the probability goes to other labels, with 21 labels 86 to 99 % (mean 95 %) and 5.2 %; the
-    larger ones take 6 and 11 times as long as in pydensecrf (``python -m wsss_nb.benchmarks.crf``,
+    larger ones take 6 and 11 times as long as in pydensecrf (``python -m benchmarks.crf``,
     figures/crf_difference.json).
 
     Args:
@@ -264,24 +274,24 @@ def dense_crf_torch(
     """
     import torch
 
-    from wsss_nb._launch import padded_columns
-    from wsss_nb._messages import BilateralKernel, PositionKernel, bilateral_features
-    from wsss_nb._pairwise import fused_kernels
+    from wsss_nb.fast.launch import padded_columns
+    from wsss_nb.fast.messages import BilateralKernel, position_sum
+    from wsss_nb.fast.pairwise import fused_kernels
 
     config = config or CRFConfig()
-    if cell is not None and not (cell == 0 or 0.05 <= cell <= 4):
-        raise ValueError(f"cell: expected 0 or a number in [0.05, 4], got {cell!r}")
+    fits = cell is None or cell == 0 or 0.05 <= cell <= 4
+    require(fits, f"cell: expected 0 or a number in [0.05, 4], got {cell!r}")
     image, probabilities = _checked(image, probabilities, config)
     with torch.inference_mode():
         scores = torch.from_numpy(probabilities).to(device).clamp(LOWEST_PROBABILITY, 1).log()
-        kernels: tuple[Callable[[Tensor], Tensor], ...]
+        features = torch.from_numpy(bilateral_features(image, config)).to(device)
+        kernels: tuple[Any, Any]
         if not cell and (fused := fused_kernels(scores.device, padded_columns(len(scores)))):
-            features = torch.from_numpy(bilateral_features(image, config)).to(scores.device)
             position = features[..., :2] * (config.bilateral_sxy / config.gaussian_sxy)
             kernels = fused.GaussianSum(position), fused.GaussianSum(features)
         else:
-            bilateral = BilateralKernel(image, config, 1.0 if cell is None else cell, scores.device)
-            kernels = PositionKernel(config.gaussian_sxy), bilateral
+            bilateral = BilateralKernel(features, 1.0 if cell is None else cell)
+            kernels = partial(position_sum, sxy=config.gaussian_sxy), bilateral
         active = []
         for compat, kernel in zip((config.gaussian_compat, config.bilateral_compat), kernels, strict=True):
             normalizer = kernel(torch.ones_like(scores[:1])).rsqrt()
@@ -291,6 +301,12 @@ def dense_crf_torch(
             messages = [outer * kernel(inner * marginals) for outer, inner, kernel in active]
             marginals = torch.stack([scores, *messages]).sum(0).softmax(0)
     return np.asarray(marginals.cpu())
+
+
+def bilateral_features(image: np.ndarray, config: CRFConfig) -> np.ndarray:
+    """Position and colour in widths of the bilateral kernel, (H, W, 5), float32."""
+    position = np.indices(image.shape[:2]).transpose(1, 2, 0) / config.bilateral_sxy
+    return np.concatenate([position, image / config.bilateral_srgb], -1, dtype=np.float32)
 
 
 def resolve_backend(backend: Backend) -> Backend:
@@ -314,13 +330,11 @@ def resolve_backend(backend: Backend) -> Backend:
 
     In neither the paper nor the release, which knows pydensecrf only.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+    require(backend in get_args(Backend), f"backend: expected one of {get_args(Backend)}, got {backend!r}")
     installed = importlib.util.find_spec("pydensecrf") is not None
     if backend == "pydensecrf" and not installed:
-        raise ImportError(
-            "backend: expected the package pydensecrf2 to be installed (pip install 'wsss-nb[crf]'), or backend='torch'"
-        )
+        needed = "the package pydensecrf2 to be installed (pip install 'wsss-nb[crf]')"
+        raise ImportError(f"backend: expected {needed}, or backend='torch'")
     if backend in ("auto", "cuda") and _gpu_runs_kernels():
         return "cuda"
     if backend == "cuda":
@@ -328,40 +342,57 @@ def resolve_backend(backend: Backend) -> Backend:
     return backend if backend != "auto" else "pydensecrf" if installed else "torch"
 
 
+def resolved_crf(config: CRFConfig, workers: Workers = 0) -> CRFConfig:
+    """``config`` with the backend that it stands for where the CRF is computed.
+
+    For "auto" a cluster is asked by a task: the machine that starts a run may have a GPU where the cluster has none.
+    What is named is found, or missed, by the tasks themselves.
+
+    Args:
+        config: settings of the CRF.
+        workers: where it is computed.
+
+    Raises:
+        InputError: the backend cannot be had.
+
+    Example:
+        >>> resolved_crf(CRFConfig(backend="torch")).backend
+        'torch'
+
+    In neither the paper nor the release, which need pydensecrf.
+    """
+    name = config.backend
+    try:
+        if isinstance(workers, int):
+            return config.model_copy(update={"backend": resolve_backend(name)})
+    except ImportError as error:
+        raise InputError(f"crf.{error}") from error
+    if name == "auto":
+        ((_, name),) = finished_results(resolve_backend, {"backend": (name,)}, workers, "CRF", gpu=True)
+    return config.model_copy(update={"backend": name})
+
+
 def _gpu_runs_kernels() -> bool:
     import torch
 
-    from wsss_nb._pairwise import fused_kernels
+    from wsss_nb.fast.pairwise import fused_kernels
 
     return torch.cuda.is_available() and fused_kernels(torch.device("cuda")) is not None
-
-
-def _checked_jobs(
-    jobs: Iterable[tuple[np.ndarray, np.ndarray]], config: CRFConfig
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    for number, job in enumerate(jobs):
-        try:
-            image, probabilities = job
-            checked = _checked(image, probabilities, config)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"job {number}: {error}") from error
-        yield checked
 
 
 def _checked(image: Any, probabilities: Any, config: CRFConfig) -> tuple[np.ndarray, np.ndarray]:
     """Contiguous uint8 image and float32 probabilities, writeable for the native code's sake, or ValueError."""
     pixels, scores = np.asarray(image), np.asarray(probabilities)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"image: expected uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+        raise InputError(f"image: expected uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
     if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2] or scores.size == 0:
         expected = f"(K, H, W) = (1 or more, {pixels.shape[0]}, {pixels.shape[1]})"
-        raise ValueError(f"probabilities: expected {expected}, not empty, got {scores.shape}")
-    if not np.issubdtype(scores.dtype, np.floating):
-        raise ValueError(f"probabilities: expected a floating dtype, got {scores.dtype}")
+        raise InputError(f"probabilities: expected {expected}, not empty, got {scores.shape}")
+    require(scores.dtype.kind == "f", f"probabilities: expected a floating dtype, got {scores.dtype}")
     low, high = float(scores.min()), float(scores.max())
-    if not (low >= 0 and high <= 1 + 1e-3):  # also false for NaN
-        raise ValueError(f"probabilities: expected values in [0, 1], got {low:g} to {high:g}")
-    side, sxy = max(pixels.shape[:2]), min(config.gaussian_sxy, config.bilateral_sxy)
-    if side > LARGEST_COORDINATE * sxy:
-        raise ValueError(f"image: expected at most {LARGEST_COORDINATE * sxy:g} pixels a side, got {side}")
+    in_range = low >= 0 and high <= 1 + 1e-3  # false for NaN
+    require(in_range, f"probabilities: expected values in [0, 1], got {low:g} to {high:g}")
+    side, longest = max(pixels.shape[:2]), LARGEST_COORDINATE * min(config.gaussian_sxy, config.bilateral_sxy)
+    if side > longest:
+        raise InputError(f"image: expected at most {longest:g} pixels a side, got {side}")
     return np.require(pixels, None, ("C", "W")), np.require(scores, np.float32, ("C", "W"))

@@ -6,29 +6,39 @@ at that place does. The probabilities of Eq. 4 are therefore constants in the ba
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_nb.cam import global_average_pool, global_max_pool
-from wsss_nb.placement import draw_rows
+from wsss_nb.cam import check_maps, global_average_pool, global_max_pool
+from wsss_nb.system.errors import InputError, require
+from wsss_nb.system.placement import draw_rows
+from wsss_nb.system.plugins import is_plugin, load_function
 
 __all__ = [
+    "POOLINGS",
     "Pooling",
     "classification_loss",
     "draw_pixels",
     "expected_image_level_loss",
+    "find_pooling",
     "image_level_loss",
     "image_level_loss_with_logits",
     "importance_sample",
     "sampling_probabilities",
 ]
 
-Pooling = Literal["max", "average"]
-"""What the (1 - lambda) term of Eq. 5 pools: the maximum of the map (paper) or the mean logit (release)."""
+Pooling = Callable[[Tensor], Tensor]
+"""What the (1 - lambda) term of Eq. 5 pools. The name of its parameter tells: ``logits`` (B, K, H, W) become image-level
+logits (B, K), any other parameter takes the maps of Eq. 1 and gives probabilities (B, K)."""
+
+POOLINGS: dict[str, Pooling] = {"max": global_max_pool, "average": global_average_pool}
+"""The poolings by name: the maximum of the map (paper, Eq. 2) and the mean logit (release)."""
 
 ROUNDING = 2**-7  # how far a probability in bfloat16 may come out above 1
 
@@ -82,14 +92,12 @@ def draw_pixels(cam: Tensor, num_samples: int = 1, generator: torch.Generator | 
     The draw of Section 3.2, paper and release alike; both leave open how it is made.
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"num_samples: expected an integer of at least 1, got {num_samples!r}")
+        raise InputError(f"num_samples: expected an integer of at least 1, got {num_samples!r}")
     cumulative = _mass(cam).cumsum(dim=2)
     total = cumulative[..., -1:].contiguous()
     device = cam.device if generator is None else generator.device
-    shape = (*cam.shape[:2], int(num_samples))
-    uniform = draw_rows(
-        lambda whole: torch.rand(whole, dtype=torch.float64, device=device, generator=generator), shape
-    ).to(cam.device)
+    draw = partial(torch.rand, dtype=torch.float64, device=device, generator=generator)
+    uniform = draw_rows(draw, (*cam.shape[:2], int(num_samples))).to(cam.device)
     pixels = torch.searchsorted(cumulative, uniform * total, right=True)
     # uniform * total may round up to total; the last pixel with any mass is the right answer then.
     return torch.minimum(pixels, torch.searchsorted(cumulative, total))
@@ -123,9 +131,7 @@ def importance_sample(cam: Tensor, num_samples: int = 1, generator: torch.Genera
     return cam.flatten(2).gather(2, draw_pixels(cam, num_samples, generator))
 
 
-def image_level_loss(
-    probabilities: Tensor, labels: Tensor, eps: float = 1e-3, background: bool = True
-) -> Tensor:
+def image_level_loss(probabilities: Tensor, labels: Tensor, eps: float = 1e-3, background: bool = True) -> Tensor:
     """Binary cross-entropy of image-level probabilities (Eq. 3), averaged over the batch and the draws.
 
     ``L = -1/K sum_k y_k log q_k + (1 - y_k) log(1 - q_k)``, ``q = (p (1 - e) + e) / (1 + e)``
@@ -156,7 +162,7 @@ def image_level_loss(
     of the sampling term.
     """
     if probabilities.ndim not in (2, 3):
-        raise ValueError(f"probabilities: expected (B, K) or (B, K, S), got {tuple(probabilities.shape)}")
+        raise InputError(f"probabilities: expected (B, K) or (B, K, S), got {tuple(probabilities.shape)}")
     return _image_level_loss("probabilities", probabilities, labels, eps, background)
 
 
@@ -182,15 +188,11 @@ def image_level_loss_with_logits(logits: Tensor, labels: Tensor, background: boo
 
     The paper pools by the maximum instead (Eq. 2); the release and SEAM leave the background out.
     """
-    if logits.ndim != 2:
-        raise ValueError(f"logits: expected (B, K), got {tuple(logits.shape)}")
-    logits, target = _select(logits, labels, background)
-    return F.binary_cross_entropy_with_logits(logits, target)
+    require(logits.ndim == 2, f"logits: expected (B, K), got {tuple(logits.shape)}")
+    return F.binary_cross_entropy_with_logits(*_select(logits, labels, background))
 
 
-def expected_image_level_loss(
-    cam: Tensor, labels: Tensor, eps: float = 1e-3, background: bool = True
-) -> Tensor:
+def expected_image_level_loss(cam: Tensor, labels: Tensor, eps: float = 1e-3, background: bool = True) -> Tensor:
     """Expectation of Eq. 3 over the draw of Eq. 4: the noise-free limit of many draws.
 
     ``E[L] = 1/K sum_k sum_ij p_k(i, j) l(a_ijk, y_k)``, l = one term of :func:`image_level_loss`
@@ -229,7 +231,7 @@ def classification_loss(
     labels: Tensor,
     weight: float,
     num_samples: int | None = 1,
-    pooling: Pooling = "max",
+    pooling: str | Pooling = "max",
     logits: Tensor | None = None,
     background: bool = True,
     generator: torch.Generator | None = None,
@@ -248,9 +250,10 @@ def classification_loss(
         weight: lambda in [0, 1]; 0 is pooling alone, 1 is sampling alone.
         num_samples: draws per image and class, their losses averaged; None takes the exact expectation over
             the draw, :func:`expected_image_level_loss`.
-        pooling: ``max`` pools the map (Eq. 2); ``average`` pools ``logits``.
-        logits: s, (B, K, H, W), needed with ``pooling="average"``.
-        background: count the background in the sampling and in the average-pooling term. The max-pooling term
+        pooling: "max" pools the map (Eq. 2), "average" the ``logits``; or a :data:`Pooling`, or its name
+            ``module:function``.
+        logits: s, (B, K, H, W), needed where logits are pooled.
+        background: count the background in the sampling term and where logits are pooled. The term that pools maps
             always counts it, as in the release.
         generator: source of randomness for the draws, on any device.
         eps: e of :func:`image_level_loss`, in (0, 0.5); average pooling of logits needs none.
@@ -271,20 +274,23 @@ def classification_loss(
     Paper: max pooling, lambda = 1 (from Fig. 2), one draw, all K classes, no ``eps``. Release: average pooling,
     lambda = 0.8, 100 draws, ``background=False``, ``eps=1e-3``.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight: expected 0 <= weight <= 1, got {weight}")
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling: expected one of {', '.join(get_args(Pooling))}, got {pooling!r}")
-    if cam.ndim != 4:
-        raise ValueError(f"cam: expected (B, K, H, W), got {tuple(cam.shape)}")
+    require(0 <= weight <= 1, f"weight: expected 0 <= weight <= 1, got {weight}")
+    pool = find_pooling(pooling)
+    require(cam.ndim == 4, f"cam: expected (B, K, H, W), got {tuple(cam.shape)}")
     terms = []
     if weight < 1:
-        if pooling == "max":
-            pooled = _image_level_loss("cam", global_max_pool(cam), labels, eps, background=True)
-        elif logits is None:
-            raise ValueError("logits: expected (B, K, H, W) with pooling='average', got None")
+        of_logits = "logits" in inspect.signature(pool).parameters
+        pooled_maps = logits if of_logits else cam
+        if pooled_maps is None:
+            raise InputError(f"logits: expected (B, K, H, W) with pooling={pooling!r}, got None")
+        predicted = pool(pooled_maps)
+        shape = tuple(getattr(predicted, "shape", ()))
+        if shape != cam.shape[:2]:
+            raise InputError(f"pooling: expected a tensor (B, K) = {tuple(cam.shape[:2])}, got {shape}")
+        if of_logits:
+            pooled = image_level_loss_with_logits(predicted, labels, background)
         else:
-            pooled = image_level_loss_with_logits(global_average_pool(logits), labels, background)
+            pooled = _image_level_loss("cam", predicted, labels, eps, background=True)
         terms.append(pooled if weight == 0 else (1 - weight) * pooled)
     if weight > 0:
         if num_samples is None:
@@ -296,22 +302,41 @@ def classification_loss(
     return sum(terms[1:], start=terms[0])
 
 
+def find_pooling(pooling: str | Pooling) -> Pooling:
+    """A pooling by its name in :data:`POOLINGS` or as ``module:function``; a function is returned as it is.
+
+    Args:
+        pooling: the name, or the function.
+
+    Raises:
+        ValueError: no such pooling.
+
+    Example:
+        >>> find_pooling("max") is global_max_pool
+        True
+
+    Paper: "max" (Eq. 2). Release: "average".
+    """
+    if not isinstance(pooling, str):
+        return pooling
+    if is_plugin(pooling):
+        return load_function(pooling, "pooling")
+    known = f"{', '.join(POOLINGS)} or module:function"
+    require(pooling in POOLINGS, f"pooling: expected one of {known}, got {pooling!r}")
+    return POOLINGS[pooling]
+
+
 def _mass(cam: Tensor) -> Tensor:
     """The maps as float64 (B, K, H*W) without gradient, ones where a map is zero everywhere."""
-    if cam.ndim != 4 or cam.numel() == 0:
-        raise ValueError(f"cam: expected a non-empty (B, K, H, W) tensor, got {tuple(cam.shape)}")
-    if not cam.is_floating_point():
-        raise ValueError(f"cam: expected a floating-point tensor, got {cam.dtype}")
+    check_maps("cam", cam)
     mass = cam.detach().flatten(2).to(torch.float64)
     low, high = torch.stack(torch.aminmax(mass)).tolist()  # one wait for a GPU
     if not (low >= 0 and high < float("inf")):
-        raise ValueError(f"cam: expected finite values of at least 0, got values from {low} to {high}")
+        raise InputError(f"cam: expected finite values of at least 0, got values from {low} to {high}")
     return torch.where((mass == 0).all(dim=2, keepdim=True), 1.0, mass)
 
 
-def _image_level_loss(
-    name: str, probabilities: Tensor, labels: Tensor, eps: float, background: bool
-) -> Tensor:
+def _image_level_loss(name: str, probabilities: Tensor, labels: Tensor, eps: float, background: bool) -> Tensor:
     """Eq. 3 of probabilities (B, K) or (B, K, S) that the caller calls ``name``."""
     probabilities, target = _select(probabilities, labels, background, name)
     present, absent = _log_likelihoods(probabilities, eps)
@@ -319,28 +344,22 @@ def _image_level_loss(
     return -torch.lerp(absent, present, target.expand_as(present)).mean()
 
 
-def _select(
-    values: Tensor, labels: Tensor, background: bool, probabilities: str | None = None
-) -> tuple[Tensor, Tensor]:
+def _select(values: Tensor, labels: Tensor, background: bool, name: str | None = None) -> tuple[Tensor, Tensor]:
     """Values and labels in at least float32, with or without class 0; values that are probabilities have a name."""
     if labels.shape != values.shape[:2]:
-        raise ValueError(f"labels: expected (B, K) = {tuple(values.shape[:2])}, got {tuple(labels.shape)}")
-    first = 0 if background else 1
-    if values.shape[1] <= first:
-        raise ValueError(f"background: expected K of at least 2 without background, got {values.shape[1]}")
+        raise InputError(f"labels: expected (B, K) = {tuple(values.shape[:2])}, got {tuple(labels.shape)}")
+    K, first = values.shape[1], 0 if background else 1
+    require(first < K, f"background: expected K of at least 2 without background, got {K}")
     values = values[:, first:].to(torch.promote_types(values.dtype, torch.float32))
     target = labels[:, first:].to(values)
     bounds = [*torch.aminmax(target)]
-    if probabilities is not None:
+    if name is not None:
         bounds += torch.aminmax(values.detach())
     (low, high), *others = torch.stack(bounds).view(-1, 2).tolist()  # one wait for a GPU
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"labels: expected values in [0, 1], got values from {low:g} to {high:g}")
+    require(low >= 0 and high <= 1, f"labels: expected values in [0, 1], got values from {low:g} to {high:g}")
     for low, high in others:
         if low < -ROUNDING or high > 1 + ROUNDING:  # false for NaN, which shall reach the loss
-            raise ValueError(
-                f"{probabilities}: expected values in [0, 1], got values from {low:g} to {high:g}"
-            )
+            raise InputError(f"{name}: expected values in [0, 1], got values from {low:g} to {high:g}")
         if low < 0 or high > 1:  # the loss is that of 0 or 1, its gradient is kept
             values = values + (values.clamp(0, 1) - values).detach()
     return values, target
@@ -348,7 +367,6 @@ def _select(
 
 def _log_likelihoods(probabilities: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return log q and log(1 - q) of Eq. 3's guarded probability q."""
-    if not 0 < eps < 0.5:
-        raise ValueError(f"eps: expected 0 < eps < 0.5, got {eps}")
+    require(0 < eps < 0.5, f"eps: expected 0 < eps < 0.5, got {eps}")
     slope, floor = (1 - eps) / (1 + eps), eps / (1 + eps)
     return torch.log(probabilities * slope + floor), torch.log((1 - probabilities) * slope + floor)

@@ -1,30 +1,36 @@
-"""Feature similarity loss: Eq. 6-8. The sum over pixel pairs is in :mod:`wsss_nb._pairwise`."""
+"""Feature-similarity loss: Eq. 6-8.
+
+:func:`all_pairs_loss` is the definition, ten lines over all pairs of pixels. :func:`feature_similarity_loss`, which training
+calls, is the same number in a fraction of time and memory; the two are tested against each other.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wsss_nb._pairwise import MU_LIMIT, pairwise_form
+from wsss_nb.fast.pairwise import MU_LIMIT, pairwise_form
+from wsss_nb.system.errors import InputError, require
 
 __all__ = [
     "MU_RANGE",
     "SIGMA_RANGE",
     "FeatureSimilarityLoss",
     "Normalization",
+    "all_pairs_loss",
     "dissimilarity",
+    "feature_similarity",
     "feature_similarity_loss",
-    "similarity_weight",
     "spatial_weight",
 ]
 
-Normalization = Literal["pixels", "pairs"]
-"""What the sum over pairs is divided by: HW (the release, twice this loss) or (HW)^2 (the paper)."""
+Normalization = Literal["pixels", "pairs", "release"]
+"""What the sum over pairs is divided by: HW, (HW)^2 as in Eq. 6, or HW / 2 (the release: 1 / HW with g = |a_i - a_j|^2)."""
 
 MU_RANGE = (-4.0, 6.0)
 """Where a learned mu stays."""
@@ -33,6 +39,7 @@ SIGMA_RANGE = (0.5, 20.0)
 
 # Far below, no pixel has a neighbour; far above, all of a map weigh the same; further out 1 / sigma^3 overflows.
 SIGMA_LIMITS = (1e-3, 1e4)
+_LIMITS = f"[{SIGMA_LIMITS[0]:g}, {SIGMA_LIMITS[1]:g}]"
 
 
 def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
@@ -57,11 +64,11 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
     Paper and release agree.
     """
     if a.shape[-1:] != b.shape[-1:]:
-        raise ValueError(f"b: expected (..., C) as in a = {tuple(a.shape)}, got {tuple(b.shape)}")
+        raise InputError(f"b: expected (..., C) as in a = {tuple(a.shape)}, got {tuple(b.shape)}")
     return (a - b).abs().mean(dim=-1)
 
 
-def similarity_weight(delta: Tensor, mu: float | Tensor) -> Tensor:
+def feature_similarity(delta: Tensor, mu: float | Tensor) -> Tensor:
     """Map a dissimilarity to an attraction (-1) or a repulsion (+1) (Eq. 8).
 
     ``f = tanh(mu + log(delta / (1 - delta))) = (c delta^2 - (1 - delta)^2) / (c delta^2 + (1 - delta)^2)``
@@ -78,7 +85,7 @@ def similarity_weight(delta: Tensor, mu: float | Tensor) -> Tensor:
         f, in [-1, 1], the shape of ``delta``.
 
     Example:
-        >>> similarity_weight(torch.tensor([0.0, 0.5, 1.0]), mu=0.0)
+        >>> feature_similarity(torch.tensor([0.0, 0.5, 1.0]), mu=0.0)
         tensor([-1.,  0.,  1.])
 
     Paper: Eq. 8, undefined at delta = 0 and 1. Release: 1e-5 added to numerator and denominator of the logit, which
@@ -112,8 +119,7 @@ def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
 
     Paper and release agree.
     """
-    if offsets.shape[-1:] != (2,):
-        raise ValueError(f"offsets: expected (..., 2), got {tuple(offsets.shape)}")
+    require(offsets.shape[-1:] == (2,), f"offsets: expected (..., 2), got {tuple(offsets.shape)}")
     _check_sigma(sigma)
     if not offsets.is_floating_point():
         offsets = offsets.to(torch.get_default_dtype())
@@ -121,17 +127,49 @@ def spatial_weight(offsets: Tensor, sigma: float | Tensor) -> Tensor:
     return torch.exp(-offsets.square().sum(dim=-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
 
 
+def all_pairs_loss(
+    cam: Tensor, image: Tensor, mu: float | Tensor, sigma: float | Tensor, normalization: Normalization = "pixels"
+) -> Tensor:
+    """Feature-similarity loss (Eq. 6) as it is defined: over all pairs of pixels, differentiable in everything.
+
+    ``L = -N sum_ij w_ij g_ij f_ij``, ``g = 1/2 |a_i - a_j|^2``; time and memory grow with (HW)^2
+
+    Args:
+        cam: a, (B, K, H, W).
+        image: x, (B, C, H, W) with values in [0, 1].
+        mu: bias of Eq. 8.
+        sigma: standard deviation of Eq. 7 in pixels of the map.
+        normalization: N as in :func:`feature_similarity_loss`.
+
+    Returns:
+        Scalar, the mean over the batch.
+
+    Raises:
+        ValueError: as :func:`spatial_weight`, or unknown ``normalization``.
+
+    Example:
+        >>> cam, image = torch.eye(2).view(1, 2, 1, 2), torch.zeros(1, 3, 1, 2)
+        >>> all_pairs_loss(cam, image, mu=2.5, sigma=1.0)
+        tensor(0.0965)
+
+    Paper: Eq. 6 with ``pairs``. Release: with ``release``, over all pairs of the map as here.
+    """
+    B, _, H, W = cam.shape
+    position = torch.cartesian_prod(torch.arange(H), torch.arange(W)).to(cam)
+    a, x = cam.flatten(2).mT, image.flatten(2).mT
+    w = spatial_weight(position[:, None] - position, sigma)
+    f = feature_similarity(dissimilarity(x[:, :, None], x[:, None]), mu)
+    g = (a[:, :, None] - a[:, None]).square().sum(dim=-1) / 2
+    return -(w * g * f).sum() / (B * _pairs(H, W, normalization))
+
+
 def feature_similarity_loss(
-    cam: Tensor,
-    image: Tensor,
-    mu: float | Tensor,
-    sigma: float | Tensor,
-    normalization: Normalization = "pixels",
+    cam: Tensor, image: Tensor, mu: float | Tensor, sigma: float | Tensor, normalization: Normalization = "pixels"
 ) -> Tensor:
     """Feature similarity loss (Eq. 6): nearby pixels that look alike shall be classified alike.
 
     ``L = -N sum_ij w_ij g_ij f_ij``, ``g = 1/2 |a_i - a_j|^2``, w of Eq. 7, f of Eq. 8, mean over the batch;
-    ``N = 1/(HW)`` for ``pixels``, ``N = (HW)^-2`` for ``pairs``
+    ``N = 1/(HW)`` for ``pixels``, ``N = (HW)^-2`` for ``pairs``, ``N = 2/(HW)`` for ``release``
 
     Gradients flow to ``cam``, and to ``mu`` and ``sigma`` where these are tensors that require them; all are
     computed together with the value. The image is a constant. Second derivatives are not available.
@@ -146,7 +184,8 @@ def feature_similarity_loss(
             resized to it (bilinear, align_corners).
         mu: bias of Eq. 8; a number, or a one-element tensor.
         sigma: standard deviation of Eq. 7 in pixels of the map, 0.001 to 10000; a number, or a one-element tensor.
-        normalization: ``pixels`` keeps the loss comparable between map sizes; ``pairs`` is Eq. 6 itself.
+        normalization: ``pixels`` keeps the loss comparable between map sizes; ``pairs`` is Eq. 6 itself; ``release`` is the
+            scale of the release, whose g has no 1/2.
 
     Returns:
         Scalar, negative where differing neighbours are classified differently. It has the dtype of ``cam``,
@@ -161,29 +200,31 @@ def feature_similarity_loss(
         >>> feature_similarity_loss(cam, image, mu=2.5, sigma=1.0)
         tensor(0.0965)
 
-    Paper: ``pairs``, mu and sigma learned. Release: 1/(HW) and g without the 1/2 (twice ``pixels``, 2 HW
-    times ``pairs``), mu = 2.5 and sigma = 5 fixed, and a guard in f (see :func:`similarity_weight`).
+    Paper: ``pairs``, mu and sigma learned. Release: ``release`` (twice ``pixels``, 2 HW times ``pairs``), mu = 2.5 and
+    sigma = 5 fixed, and a guard in f (see :func:`feature_similarity`).
     """
     if cam.ndim != 4 or cam.numel() == 0 or not cam.is_floating_point():
-        raise ValueError(f"cam: expected floats (B, K, H, W), got {cam.dtype} {tuple(cam.shape)}")
-    _check_normalization(normalization)
+        raise InputError(f"cam: expected floats (B, K, H, W), got {cam.dtype} {tuple(cam.shape)}")
     B, _, H, W = cam.shape
-    _check_image_shape(image, B, H, W)
+    if image.ndim != 4 or image.shape[0] != B or image.numel() == 0 or not image.is_floating_point():
+        raise InputError(f"image: expected floats (B, 3, h, w), B = {B}, got {image.dtype} {tuple(image.shape)}")
+    h, w = image.shape[2:]
+    require(h >= H and w >= W, f"image: expected at least the map's size {(H, W)}, got {(h, w)}")
     mu, sigma = (
-        value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for value in (mu, sigma)
+        value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in (mu, sigma)
     )
     for name, value in (("mu", mu), ("sigma", sigma)):
         if value.numel() != 1:
-            raise ValueError(f"{name}: expected one number, got {value.tolist()}")
+            raise InputError(f"{name}: expected one number, got {value.tolist()}")
     low, high, mu_value, sigma_value = _fetched(*torch.aminmax(image.detach()), mu, sigma)
-    if not (low >= -1e-4 and high <= 1 + 1e-4):
-        raise ValueError(f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
-    if not math.isfinite(mu_value):
-        raise ValueError(f"mu: expected one finite number, got {mu_value}")
+    in_range = low >= -1e-4 and high <= 1 + 1e-4
+    require(in_range, f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
+    require(math.isfinite(mu_value), f"mu: expected one finite number, got {mu_value}")
     _check_sigma(sigma_value)
-    pairs = H * W if normalization == "pixels" else (H * W) ** 2
-    image = _at_map_size(image, H, W)
+    pairs = _pairs(H, W, normalization)
+    if (h, w) != (H, W):
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        image = F.interpolate(image, size=(H, W), mode="bilinear", align_corners=True)
     return _FeatureSimilarity.apply(cam, image, mu, sigma, (mu_value, sigma_value), -1.0 / (B * pairs))
 
 
@@ -233,18 +274,15 @@ class FeatureSimilarityLoss(nn.Module):
         sigma_range: tuple[float, float] = SIGMA_RANGE,
     ) -> None:
         super().__init__()
-        if not math.isfinite(mu):
-            raise ValueError(f"mu: expected one finite number, got {mu}")
+        require(math.isfinite(mu), f"mu: expected one finite number, got {mu}")
         _check_sigma(sigma)
-        for name, bounds in (("mu_range", mu_range), ("sigma_range", sigma_range)):
-            if not all(math.isfinite(bound) for bound in bounds):
-                raise ValueError(f"{name}: expected finite bounds, got {bounds}")
-        if not all(SIGMA_LIMITS[0] <= bound <= SIGMA_LIMITS[1] for bound in sigma_range):
-            raise ValueError(f"sigma_range: expected bounds in {_interval(SIGMA_LIMITS)}, got {sigma_range}")
         for name, value, (low, high) in (("mu", mu, mu_range), ("sigma", sigma, sigma_range)):
-            if learnable and not low < value < high:
-                raise ValueError(f"{name}: expected {low} < {name} < {high} to be learned, got {value}")
-        _check_normalization(normalization)
+            finite, fits = math.isfinite(low) and math.isfinite(high), low < value < high
+            require(finite, f"{name}_range: expected finite bounds, got {(low, high)}")
+            require(fits or not learnable, f"{name}: expected {low} < {name} < {high} to be learned, got {value}")
+        if not SIGMA_LIMITS[0] <= min(sigma_range) <= max(sigma_range) <= SIGMA_LIMITS[1]:
+            raise InputError(f"sigma_range: expected bounds in {_LIMITS}, got {sigma_range}")
+        _pairs(1, 1, normalization)  # refuses an unknown one at once
         self.learnable = learnable
         self.normalization: Normalization = normalization
         self.mu_range, self.sigma_range = mu_range, sigma_range
@@ -270,36 +308,21 @@ class FeatureSimilarityLoss(nn.Module):
         """Loss of maps (B, K, H, W) with their images (B, 3, h, w), see :func:`feature_similarity_loss`."""
         return feature_similarity_loss(cam, image, self.mu, self.sigma, self.normalization)
 
-    def extra_repr(self) -> str:
-        """Show the current values."""
-        kind = "learnable" if self.learnable else "fixed"
-        return f"mu={self.mu.item():.4g}, sigma={self.sigma.item():.4g}, {kind}, {self.normalization}"
-
 
 class _FeatureSimilarity(torch.autograd.Function):
     """The scaled sum over pairs; saves its derivatives, which come with the value, and nothing else."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        cam: Tensor,
-        image: Tensor,
-        mu: Tensor,
-        sigma: Tensor,
-        numbers: tuple[float, float],
-        scale: float,
+        ctx: Any, cam: Tensor, image: Tensor, mu: Tensor, sigma: Tensor, numbers: tuple[float, float], scale: float
     ) -> Tensor:
         dtype = torch.promote_types(cam.dtype, torch.float32)
         with_scalars = any(ctx.needs_input_grad[2:4])
         with torch.autocast(cam.device.type, enabled=False):
-            form = pairwise_form(
-                cam.to(dtype), image.to(cam.device, dtype), *numbers, with_scalars=with_scalars
-            )
+            form = pairwise_form(cam.to(dtype), image.to(cam.device, dtype), *numbers, with_scalars=with_scalars)
         # Numbers nobody asked for stay where they are: bringing them to mu's device would wait for the GPU.
         d_mu, d_sigma = (
-            (scale * derivative)
-            .to(value.device, torch.promote_types(value.dtype, torch.float32))
-            .view_as(value)
+            (scale * derivative).to(value.device, torch.promote_types(value.dtype, torch.float32)).view_as(value)
             if with_scalars
             else torch.zeros_like(value)
             for derivative, value in ((form.d_mu, mu), (form.d_sigma, sigma))
@@ -332,44 +355,22 @@ def _bounded(initial: Tensor, raw: Tensor, bounds: tuple[float, float]) -> Tenso
 def _check_sigma(sigma: float | Tensor) -> None:
     values = sigma.detach().flatten().tolist() if isinstance(sigma, Tensor) else [sigma]
     for value in values:
-        if not SIGMA_LIMITS[0] <= value <= SIGMA_LIMITS[1]:
-            raise ValueError(f"sigma: expected a number in {_interval(SIGMA_LIMITS)}, got {value:g}")
+        require(SIGMA_LIMITS[0] <= value <= SIGMA_LIMITS[1], f"sigma: expected a number in {_LIMITS}, got {value:g}")
 
 
-def _interval(bounds: tuple[float, float]) -> str:
-    return f"[{bounds[0]:g}, {bounds[1]:g}]"
-
-
-def _check_normalization(normalization: str) -> None:
-    names = get_args(Normalization)
-    if normalization not in names:
-        raise ValueError(f"normalization: expected one of {', '.join(names)}, got {normalization!r}")
+def _pairs(H: int, W: int, normalization: Normalization) -> float:
+    """1 / N of Eq. 6."""
+    numbers = {"pixels": H * W, "pairs": (H * W) ** 2, "release": H * W / 2}
+    expected = ", ".join(numbers)
+    require(normalization in numbers, f"normalization: expected one of {expected}, got {normalization!r}")
+    return numbers[normalization]
 
 
 def _fetched(*scalars: Tensor) -> list[float]:
     """Values of one-element tensors; those of a device are fetched together, because each fetch waits for it."""
     places = [scalar.device for scalar in scalars]
     values = {
-        place: iter(
-            torch.stack([s.detach().double().view(()) for s in scalars if s.device == place]).tolist()
-        )
+        place: iter(torch.stack([s.detach().double().view(()) for s in scalars if s.device == place]).tolist())
         for place in set(places)
     }
     return [next(values[place]) for place in places]
-
-
-def _check_image_shape(image: Tensor, B: int, H: int, W: int) -> None:
-    if image.ndim != 4 or image.shape[0] != B or image.numel() == 0 or not image.is_floating_point():
-        raise ValueError(
-            f"image: expected floats (B, 3, h, w), B = {B}, got {image.dtype} {tuple(image.shape)}"
-        )
-    h, w = image.shape[2:]
-    if h < H or w < W:
-        raise ValueError(f"image: expected at least the map's size {(H, W)}, got {(h, w)}")
-
-
-def _at_map_size(image: Tensor, H: int, W: int) -> Tensor:
-    if image.shape[2:] == (H, W):
-        return image
-    image = image.to(torch.promote_types(image.dtype, torch.float32))
-    return F.interpolate(image, size=(H, W), mode="bilinear", align_corners=True)

@@ -1,27 +1,21 @@
 """Large files over HTTP: broken downloads carry on where they stopped, and nothing unchecked gets its name."""
 
-from __future__ import annotations
-
-import email.message
 import http.client
 import os
-import re
-import sys
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from wsss_nb.errors import InputError
-from wsss_nb.files import sha256_file
+from wsss_nb.data.layout import require_file
+from wsss_nb.system.errors import InputError, expecting, require
+from wsss_nb.system.files import sha256_file
+from wsss_nb.system.progress import progress
 
 __all__ = ["Archive", "check_archive", "fetch"]
 
-_BLOCK = 1 << 16
-_LINE_SECONDS = 30.0
+_BLOCK = 1 << 20
 _PASSING = {408, 429, 500, 502, 503, 504}  # answers that a later request may not get again
 
 
@@ -31,13 +25,13 @@ class Archive:
 
     Attributes:
         name: its file name.
-        urls: where it is, tried in this order.
+        bases: addresses of the folders it is in, tried in this order.
         size: bytes, where known.
         sha256: hexadecimal digest, where known.
     """
 
     name: str
-    urls: tuple[str, ...]
+    bases: tuple[str, ...]
     size: int | None = None
     sha256: str | None = None
 
@@ -56,20 +50,13 @@ def check_archive(path: Path, archive: Archive) -> None:
         >>> _ = Path("a.tar").write_bytes(b"abc")
         >>> check_archive(Path("a.tar"), Archive("a.tar", (), size=3))
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected {archive.name}, got {'a folder' if path.is_dir() else 'no file'}")
-    size = path.stat().st_size
-    if archive.size is not None and size != archive.size:
-        raise InputError(f"{path}: expected the {archive.size} bytes of {archive.name}, got {size}")
-    if archive.sha256 is not None:
-        digest = sha256_file(path)
-        if digest != archive.sha256:
-            raise InputError(f"{path}: expected SHA-256 {archive.sha256} of {archive.name}, got {digest}")
+    size = require_file(path, archive.name).stat().st_size
+    require(size == (archive.size or size), f"{path}: expected the {archive.size} bytes of {archive.name}, got {size}")
+    digest = sha256_file(path) if archive.sha256 else None
+    require(digest == archive.sha256, f"{path}: expected SHA-256 {archive.sha256} of {archive.name}, got {digest}")
 
 
-def fetch(
-    archive: Archive, folder: Path, *, attempts: int = 5, pause: float = 1.0, timeout: float = 60.0
-) -> Path:
+def fetch(archive: Archive, folder: Path, *, attempts: int = 5, pause: float = 1.0, timeout: float = 60.0) -> Path:
     """Download ``folder/NAME``, or take it where it is there already; checked in both cases.
 
     What arrives is kept in ``NAME.part``; a lost connection is taken up again with an HTTP Range request, in
@@ -93,21 +80,19 @@ def fetch(
     if target.exists():
         check_archive(target, archive)
         return target
-    try:
+    with expecting("a writable folder", folder, OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a writable folder, got {error.strerror or error}") from error
-    if archive.size is not None and part.exists() and part.stat().st_size > archive.size:
+    if _length(part) > (archive.size or _length(part)):
         part.unlink()
     reasons = []
-    for url in archive.urls:
+    for url in (f"{base}/{archive.name}" for base in archive.bases):
         try:
             _download(url, part, archive, attempts, pause, timeout)
             break
         except _UnreachableError as error:
             reasons.append(f"{url}: {error}")
     else:
-        kept = f"; {part.stat().st_size} bytes are kept and carried on from" if part.exists() else ""
+        kept = f"; {_length(part)} bytes are kept and carried on from" if part.exists() else ""
         raise InputError(
             f"{archive.name}: expected a download, got none ({'; '.join(reasons)}); without a network put the "
             f"file into {folder} or name it on the command line{kept}"
@@ -123,27 +108,24 @@ def fetch(
 
 def _download(url: str, part: Path, archive: Archive, attempts: int, pause: float, timeout: float) -> None:
     """Bring ``part`` to its full length from one address, over as many connections as it takes."""
-    failures, connected, best = 0, False, _length(part)
+    failures, best = 0, _length(part)
     while True:
-        before = _length(part)
+        start = _length(part)
+        headers = {"User-Agent": "wsss-nb", "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={start}-"} if start else {}
         try:
-            with _request(url, before, timeout) as response:
-                connected = True
-                reason = _receive(response, part, before, archive)
-            if not reason:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
+                total = _receive(response, part, start, archive)
+            if total in (None, _length(part)):
                 return
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 416 and before:  # there is nothing after what we have
-                if _content_range(error.headers)[1] == before:
-                    return
-                part.unlink()
-            elif error.code not in _PASSING:
-                raise _UnreachableError(f"{error.code} {error.reason}") from error
-            reason = f"{error.code} {error.reason}"
+            reason = f"the connection ended after {_length(part)} of {total} bytes"
         except (OSError, http.client.HTTPException) as error:
-            reason = _reason(error)
-            if not connected:  # no network, or no such server: waiting seldom helps, another address may
+            code = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if code == 416 and start and archive.size in (None, start):  # nothing is missing
+                return
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, urllib.error.URLError) and code not in _PASSING:
+                # no network, no such server or file: waiting seldom helps, another address may
                 raise _UnreachableError(reason) from error
         # a server without ranges starts again each time: only more than ever before is progress
         failures = 0 if _length(part) > best else failures + 1
@@ -153,82 +135,25 @@ def _download(url: str, part: Path, archive: Archive, attempts: int, pause: floa
         time.sleep(pause * 2 ** (failures - 1) if failures else 0.0)
 
 
-def _request(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
-    headers = {"User-Agent": "wsss-nb", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    response: http.client.HTTPResponse = urllib.request.urlopen(
-        urllib.request.Request(url, headers=headers), timeout=timeout
-    )
-    return response
-
-
-def _receive(response: http.client.HTTPResponse, part: Path, start: int, archive: Archive) -> str:
-    """Append what comes to ``part``; the reason why it is not yet whole, or nothing."""
-    if response.status == 206:
-        first, total = _content_range(response.headers)
-        if first != start:
-            raise _UnreachableError(f"asked for the bytes from {start}, got those from {first}")
-    else:  # a server without ranges sends all of it again
-        length = response.headers.get("Content-Length", "")
-        first, total = 0, int(length) if length.isdigit() else None
-    if archive.size is not None and total is not None and total != archive.size:
+def _receive(response: http.client.HTTPResponse, part: Path, start: int, archive: Archive) -> int | None:
+    """Append what comes to ``part``; the length of the whole file, where the server tells it."""
+    if response.status != 206:  # a server without ranges sends all of it again
+        start = 0
+    elif not (told := response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
+        raise _UnreachableError(f"asked for the bytes from {start}, got {told or 'others'}")
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdigit() else None
+    if total is not None and total != (archive.size or total):
         raise _UnreachableError(f"expected a file of {archive.size} bytes, got one of {total}")
-    try:
-        with open(part, "ab" if first else "wb") as file, _Progress(archive.name, first, total) as progress:
-            while block := response.read(_BLOCK):
-                try:
-                    file.write(block)
-                except OSError as error:
-                    raise InputError(f"{part}: expected room to write, got {error.strerror}") from error
-                progress.add(len(block))
-    except PermissionError as error:
-        raise InputError(f"{part}: expected a writable place, got {error.strerror}") from error
-    got = _length(part)
-    return "" if total is None or got == total else f"the connection ended after {got} of {total} bytes"
-
-
-class _Progress:
-    """A bar at a terminal, else a plain line every half a minute."""
-
-    def __init__(self, name: str, first: int, total: int | None) -> None:
-        self.name, self.done, self.total = name, first, total
-        self.bar = tqdm(
-            total=total, initial=first, desc=name, unit="B", unit_scale=True, leave=False,
-            disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-        self.shown = time.monotonic()
-        if first:
-            print(f"{name}: carries on from byte {first}", flush=True)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def add(self, count: int) -> None:
-        """Count so many more bytes."""
-        self.done += count
-        self.bar.update(count)
-        if self.bar.disable and time.monotonic() - self.shown > _LINE_SECONDS:
-            self.shown = time.monotonic()
-            of = f" of {self.total / 1e6:.0f}" if self.total else ""
-            print(f"{self.name}: {self.done / 1e6:.0f}{of} MB", flush=True)
+    if not start:
+        part.unlink(missing_ok=True)
+    print(f"{archive.name}: {f'carries on from byte {start}, ' if start else ''}from {response.url}", flush=True)
+    blocks = iter(lambda: response.read(_BLOCK), b"")
+    for block in progress(blocks, f"{archive.name}, MiB", total and -(-(total - start) // _BLOCK)):
+        with expecting("a writable place with room", part, OSError), open(part, "ab") as file:
+            file.write(block)
+    return total
 
 
 def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _content_range(headers: email.message.Message) -> tuple[int | None, int | None]:
-    """First byte and total length of ``Content-Range: bytes 5-9/10`` (or ``bytes */10``), where they are told."""
-    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
-    if match is None:
-        return None, None
-    return int(match[1]) if match[1] else None, None if match[2] == "*" else int(match[2])
-
-
-def _reason(error: BaseException) -> str:
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    return " ".join(str(inner).split()) or type(inner).__name__

@@ -4,11 +4,8 @@ It makes two problems of class activation maps measurable: a classifier needs on
 on the head; and nothing in its loss makes the map end where the fish ends. Part masks tell head from body.
 """
 
-from __future__ import annotations
-
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsss_nb.data.layout import new_folder, write_lists
+from wsss_nb.data.labels import labels_from_mask
+from wsss_nb.data.layout import new_folder
 from wsss_nb.data.palette import save_label_map
+from wsss_nb.data.voc import write_lists
+from wsss_nb.system.errors import require
 
 __all__ = ["BODY", "FISH", "HEAD", "Fish", "SyntheticSample", "make_synthetic", "synthetic_sample"]
 
@@ -26,9 +26,6 @@ BODY, HEAD = 1, 2
 
 _Array = npt.NDArray[np.float32]
 _SPLITS = ("train", "val")
-_MARGIN = 2.0  # pixels of background that stay between a fish and the image border
-_BRIGHTNESS = (0.1, 0.6)  # range of the background's mean value
-_MIN_CONTRAST = 0.22  # mean |RGB difference| between a body and the background around it
 
 
 @dataclass(frozen=True)
@@ -86,20 +83,22 @@ def synthetic_sample(
         clutter: 0 (calm background) .. 1 (busy background).
 
     Raises:
-        ValueError: an argument outside its range.
+        InputError: an argument outside its range.
 
     Example:
         >>> sample = synthetic_sample(0, "train", 0)
         >>> sample.image.shape, sample.mask.shape
         ((96, 96, 3), (96, 96))
     """
-    _check(size, num_classes, clutter, seed)
-    if split not in _SPLITS:
-        raise ValueError(f"split: expected one of {_SPLITS}, got {split!r}")
+    most = len(FISH) + 1
+    require(size >= 48, f"size: expected at least 48 pixels, got {size}")
+    require(2 <= num_classes <= most, f"num_classes: expected 2..{most} (background counted), got {num_classes}")
+    require(0 <= clutter <= 1, f"clutter: expected 0..1, got {clutter}")
+    require(seed >= 0, f"seed: expected a non-negative integer, got {seed}")
+    require(split in _SPLITS, f"split: expected one of {_SPLITS}, got {split!r}")
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     canvas = _background(rng, size, clutter)
-    mask = np.zeros((size, size), np.uint8)
-    part = np.zeros((size, size), np.uint8)
+    mask, part = np.zeros((2, size, size), np.uint8)
     for _ in range(int(rng.integers(1, 3))):
         kind = int(rng.integers(1, num_classes))
         for _attempt in range(30):
@@ -113,7 +112,7 @@ def synthetic_sample(
             break
         canvas = _paint(rng, canvas, shape, FISH[kind - 1])
         mask[shape.inside] = kind
-        part[shape.inside] = np.where(shape.head_inside[shape.inside], HEAD, BODY)
+        part[shape.inside] = np.where(shape.head_distance[shape.inside] < 0, HEAD, BODY)
     image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return SyntheticSample(image, mask, part)
 
@@ -138,48 +137,31 @@ def make_synthetic(
         The folder.
 
     Raises:
-        InputError: the folder exists and is not empty, or cannot be written.
-        ValueError: an argument outside its range.
+        InputError: the folder exists and is not empty, or cannot be written; an argument outside its range.
 
     Example:
         >>> root = make_synthetic("fish", num_train=8, num_val=4)
         >>> VOCFolder(root, "train").classes[:3]
         ('background', 'clownfish', 'zebrafish')
     """
-    _check(size, num_classes, clutter, seed)
     counts = {"train": num_train, "val": num_val}
     for split, count in counts.items():
-        if count < 1:
-            raise ValueError(f"num_{split}: expected at least 1, got {count}")
+        require(count >= 1, f"num_{split}: expected at least 1, got {count}")
     classes = ("background", *(fish.name for fish in FISH[: num_classes - 1]))
-    present: dict[str, dict[str, list[str]]] = {}
+    labels: dict[str, dict[str, npt.NDArray[np.uint8]]] = {split: {} for split in counts}
     with new_folder(root) as folder:
         (folder / "JPEGImages").mkdir()
         for split, count in counts.items():
-            present[split] = {}
             for index in range(count):
                 name = f"{split}_{index:05d}"
-                sample = synthetic_sample(
-                    seed, split, index, size=size, num_classes=num_classes, clutter=clutter
-                )
-                image = Image.fromarray(sample.image)
-                image.save(folder / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+                sample = synthetic_sample(seed, split, index, size=size, num_classes=num_classes, clutter=clutter)
+                path = folder / "JPEGImages" / f"{name}.jpg"
+                Image.fromarray(sample.image).save(path, quality=95, subsampling=0)
                 save_label_map(folder / "SegmentationClass" / f"{name}.png", sample.mask)
                 save_label_map(folder / "SegmentationParts" / f"{name}.png", sample.part)
-                present[split][name] = [classes[k] for k in sample.classes]
-        write_lists(folder, classes, present)
+                labels[split][name] = labels_from_mask(sample.mask, num_classes)
+        write_lists(folder, classes, labels)
     return Path(root)
-
-
-def _check(size: int, num_classes: int, clutter: float, seed: int) -> None:
-    if size < 48:
-        raise ValueError(f"size: expected at least 48 pixels, got {size}")
-    if not 2 <= num_classes <= len(FISH) + 1:
-        raise ValueError(f"num_classes: expected 2..{len(FISH) + 1} (background counted), got {num_classes}")
-    if not 0 <= clutter <= 1:
-        raise ValueError(f"clutter: expected 0..1, got {clutter}")
-    if seed < 0:
-        raise ValueError(f"seed: expected a non-negative integer, got {seed}")
 
 
 # --- shape -------------------------------------------------------------------------------------------------
@@ -197,17 +179,11 @@ class _Shape:
     def inside(self) -> npt.NDArray[np.bool_]:
         return self.distance < 0  # coverage above one half
 
-    @property
-    def head_inside(self) -> npt.NDArray[np.bool_]:
-        return self.inside & (self.head_distance < 0)
-
 
 def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     """A fish of random length, plumpness, bend and direction, at a random place wholly inside the image."""
-    length = float(rng.uniform(0.38, 0.54)) * size
-    plump = float(rng.uniform(0.29, 0.35))
-    bend = float(rng.uniform(-0.35, 0.35))
-    angle = float(rng.uniform(0, 2 * np.pi))
+    share, plump, bend, angle = rng.uniform([0.38, 0.29, -0.35, 0], [0.54, 0.35, 0.35, 2 * np.pi]).tolist()
+    length = share * size
     flip = 1.0 if rng.random() < 0.5 else -1.0
     head_share = float(rng.uniform(0.16, 0.19))
     place = rng.random(2)
@@ -219,8 +195,9 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     hit = _outline(u, _straighten(u, v, bend), plump) < 0
     x, y = length * (u * cos - flip * v * sin)[hit], length * (u * sin + flip * v * cos)[hit]
     step = length * float(grid[1] - grid[0])
-    low = np.array([-x.min(), -y.min()]) + _MARGIN + step
-    high = size - 1 - np.array([x.max(), y.max()]) - _MARGIN - step
+    margin = 2.0  # pixels of background between a fish and the image border
+    low = np.array([-x.min(), -y.min()]) + margin + step
+    high = size - 1 - np.array([x.max(), y.max()]) - margin - step
     left, top = (low + place * np.maximum(high - low, 0)).tolist()
 
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
@@ -280,10 +257,6 @@ def _smooth_noise(rng: np.random.Generator, size: int, cells: int, channels: int
     return np.einsum("ya,abc,xb->yxc", weight, values, weight, optimize=True).astype(np.float32)
 
 
-def _grain(rng: np.random.Generator, size: int, channels: int) -> _Array:
-    return rng.standard_normal((size, size, channels), dtype=np.float32)
-
-
 def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
     """Gravel of two related muted colours with light, grain and a few stones of unrelated colour."""
     base = _muted_colors(rng, 1)[0]
@@ -298,10 +271,7 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
     points = np.stack([xs + wobble[..., 0], ys + wobble[..., 1]], -1).reshape(-1, 2)
     squared = (points**2).sum(1)[:, None] - 2 * points @ seeds.T + (seeds**2).sum(1)
     nearest = squared.argmin(1)
-    pixel = np.arange(size * size)
-    first = squared[pixel, nearest]
-    squared[pixel, nearest] = np.inf
-    second = squared.min(1)
+    first, second = np.partition(squared, 1, axis=1)[:, :2].T
     gap = np.sqrt(np.maximum(second, 0)) - np.sqrt(np.maximum(first, 0))  # 0 on the border of two pebbles
     tone = rng.normal(0, 0.055 * (0.4 + 1.2 * clutter), (count, 1)) + rng.normal(0, 0.02, (count, 3))
     groove = 0.16 * (0.3 + clutter) * np.exp(-gap.reshape(size, size, 1) / 1.2)
@@ -319,15 +289,14 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
         canvas = canvas * (1 - cover) + _muted_colors(rng, 1)[0] * light * cover
     canvas = canvas * (1 + 0.05 * _smooth_noise(rng, size, 2, 1))
     # dark scenes and bright ones: what is a body's colour here is the gravel's there
-    canvas = canvas * (float(rng.uniform(*_BRIGHTNESS)) / float(canvas.mean()))
-    grain = 0.02 * _grain(rng, size, 1) + 0.008 * _grain(rng, size, 3)
-    canvas = canvas + (0.4 + 1.2 * clutter) * grain
+    canvas = canvas * (float(rng.uniform(0.1, 0.6)) / float(canvas.mean()))
+    grey, colour = (rng.standard_normal((size, size, channels), dtype=np.float32) for channels in (1, 3))
+    canvas = canvas + (0.4 + 1.2 * clutter) * (0.02 * grey + 0.008 * colour)
     return np.clip(canvas, 0.02, 0.98).astype(np.float32)
 
 
 def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) -> _Array:
     """Lay the fish over the canvas; its edges are antialiased by coverage."""
-    size = canvas.shape[0]
     ring = canvas[(shape.distance > 0.5) & (shape.distance < 5)]
     body = _contrasting_color(rng, ring)
     depth = np.clip(-shape.distance / (0.16 * shape.length), 0, 1)
@@ -335,7 +304,7 @@ def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) 
     light = 0.80 + 0.24 * roundness + 0.25 * shape.across  # lit from above its back
     scales = np.sin(2 * np.pi * shape.along * 13) * np.sin(2 * np.pi * shape.across * 13)
     rays = np.sin(2 * np.pi * shape.across * 22) * np.clip((-shape.along - 0.2) * 10, 0, 1)
-    grain = 0.03 * scales + 0.04 * rays + 0.02 * _grain(rng, size, 1)[..., 0]
+    grain = 0.03 * scales + 0.04 * rays + 0.02 * rng.standard_normal(rays.shape, dtype=np.float32)
     coat = body * (light + grain)[..., None]
 
     head = _head(shape, fish) * (0.85 + 0.2 * roundness)[..., None]
@@ -358,25 +327,22 @@ def _contrasting_color(rng: np.random.Generator, ring: _Array) -> _Array:
     mean = np.abs(shaded - ring.mean(0)).mean(1)
     close = (np.abs(shaded[:, None] - ring[None, ::3]).mean(2) < 0.1).mean(1)
     lighter = shaded.mean(1) - ring.mean()
-    good = (mean > _MIN_CONTRAST + 0.04) & (close < 0.05) & (lighter > 0.15)
-    return (
-        colors[int(np.where(good, lighter, np.inf).argmin())]
-        if good.any()
-        else colors[int((lighter - close).argmax())]
-    )
+    good = (mean > 0.26) & (close < 0.05) & (lighter > 0.15)
+    best = np.where(good, lighter, np.inf).argmin() if good.any() else (lighter - close).argmax()
+    return colors[int(best)]
 
 
 def _head(shape: _Shape, fish: Fish) -> _Array:
     """The head's two-coloured pattern (S, S, 3), some four pixels from crest to crest at size 96, and eye."""
     u, v = shape.along * 10, shape.across * 10  # period 1 = a tenth of the fish's length
-    waves: dict[str, Sequence[_Array]] = {
-        "bands": (np.sin(2 * np.pi * (u - 0.35) / 1.3),),
-        "stripes": (np.sin(2 * np.pi * v / 0.95),),
-        "spots": (np.cos(2 * np.pi * u / 1.1) + np.cos(2 * np.pi * v / 1.1) - 0.35,),
-        "checks": (np.sin(2 * np.pi * u / 1.9) * np.sin(2 * np.pi * v / 1.9),),
-        "rings": (np.sin(2 * np.pi * np.hypot(u - 4.0, v) / 1.35 + 0.6),),
+    waves: dict[str, _Array] = {
+        "bands": np.sin(2 * np.pi * (u - 0.35) / 1.3),
+        "stripes": np.sin(2 * np.pi * v / 0.95),
+        "spots": np.cos(2 * np.pi * u / 1.1) + np.cos(2 * np.pi * v / 1.1) - 0.35,
+        "checks": np.sin(2 * np.pi * u / 1.9) * np.sin(2 * np.pi * v / 1.9),
+        "rings": np.sin(2 * np.pi * np.hypot(u - 4.0, v) / 1.35 + 0.6),
     }
-    blend = np.clip(0.5 + 2.5 * waves[fish.pattern][0], 0, 1)[..., None]
+    blend = np.clip(0.5 + 2.5 * waves[fish.pattern], 0, 1)[..., None]
     head = np.array(fish.first, np.float32) * (1 - blend) + np.array(fish.second, np.float32) * blend
     from_eye = np.hypot(shape.along - 0.42, shape.across - 0.055) * shape.length
     for radius, shade in ((0.042, 1.0), (0.025, 0.03)):

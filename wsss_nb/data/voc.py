@@ -1,27 +1,30 @@
 """Folders in PASCAL VOC's layout: images, masks, splits and image-level labels, with clear errors."""
 
-from __future__ import annotations
-
+import copy
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from wsss_nb.data.labels import VOC_CLASSES, labels_from_csv, labels_from_mask, labels_from_xml
-from wsss_nb.data.palette import IGNORE, read_label_map
-from wsss_nb.errors import InputError
-from wsss_nb.files import sha256_file
+from wsss_nb.data.labels import labels_from_csv, labels_from_mask, labels_from_xml, read_classes, write_labels
+from wsss_nb.data.layout import list_path, parse_names, require_file, write_list
+from wsss_nb.data.palette import read_label_map
+from wsss_nb.system.config import VOID
+from wsss_nb.system.errors import InputError, expecting, require
 
-__all__ = ["CheckReport", "VOCFolder", "check_folder"]
+__all__ = ["CheckReport", "VOCFolder", "check_folder", "check_size", "write_lists"]
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _EIGHT_BIT_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA", "PA", "RGBX", "LAB", "HSV")
-_Image = npt.NDArray[np.uint8]
+_ORIENTATION = 0x0112  # EXIF tag; values above 4 swap height and width
+_Array = npt.NDArray[np.uint8]
 
 
 class VOCFolder:
@@ -49,22 +52,19 @@ class VOCFolder:
         ((281, 500, 3), 21)
     """
 
-    def __init__(
-        self, root: str | os.PathLike[str], split: str, labels: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, root: str | os.PathLike[str], split: str, labels: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(root)
         self.split = split
-        if not self.root.is_dir():
-            raise InputError(f"{self.root}: expected a folder in VOC layout, got no folder")
-        if not (self.root / "JPEGImages").is_dir():
-            raise InputError(f"{self.root}: expected a folder in VOC layout, got one without JPEGImages")
-        self.classes: tuple[str, ...] = _read_classes(self.root / "classes.txt")
-        self.names: tuple[str, ...] = _read_split(self.root / "ImageSets" / "Segmentation" / f"{split}.txt")
+        got = "one without JPEGImages" if self.root.is_dir() else "no folder"
+        require((self.root / "JPEGImages").is_dir(), f"{self.root}: expected a folder in VOC layout, got {got}")
+        self.classes = read_classes(self.root / "classes.txt")
+        names = list_path(self.root, split)
+        with expecting("a list of image names in UTF-8", names):
+            self.names = parse_names(names.read_bytes(), names)
         self._csv = Path(labels) if labels is not None else self.root / "labels.csv"
-        if labels is not None and not self._csv.is_file():
-            raise InputError(f"{self._csv}: expected a CSV of labels, got no file")
-        self._rows: dict[str, npt.NDArray[np.uint8]] | None = None
-        self._known: dict[str, npt.NDArray[np.uint8]] = {}
+        if labels is not None or self._csv.exists():
+            require_file(self._csv, "a CSV of labels")
+        self._read: Callable[[Path], bytes] = Path.read_bytes
 
     def __len__(self) -> int:
         """Number of images."""
@@ -72,19 +72,12 @@ class VOCFolder:
 
     def __repr__(self) -> str:
         """Root, split and size."""
-        return (
-            f"VOCFolder({str(self.root)!r}, {self.split!r}): {len(self)} images, {self.num_classes} classes"
-        )
+        return f"VOCFolder({str(self.root)!r}, {self.split!r}): {len(self)} images, {self.num_classes} classes"
 
     @property
     def num_classes(self) -> int:
         """K, background counted."""
         return len(self.classes)
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether there is a SegmentationClass folder."""
-        return (self.root / "SegmentationClass").is_dir()
 
     @property
     def has_parts(self) -> bool:
@@ -110,61 +103,58 @@ class VOCFolder:
                 return path
         raise InputError(f"{self.root / 'JPEGImages' / name}.jpg: expected an image, got no file")
 
-    def image(self, name: str) -> _Image:
+    def image(self, name: str) -> _Array:
         """The image (H, W, 3) uint8 RGB; grey, palette and CMYK files are converted, turned as EXIF says.
 
         Raises:
             InputError: the file is missing, corrupt or has more than 8 bits a channel.
         """
         path = self.image_path(name)
-        try:
-            with Image.open(path) as image:
-                if image.mode in _EIGHT_BIT_MODES:
-                    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-                mode = image.mode
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: expected a readable image, got {_one_line(error, path)}") from error
-        raise InputError(f"{path}: expected an image of 8 bits a channel, got mode {mode}")
+        with expecting("a readable image", path), Image.open(BytesIO(self._read(path))) as image:
+            known = image.mode in _EIGHT_BIT_MODES
+            require(known, f"{path}: expected an image of 8 bits a channel, got mode {image.mode}")
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return pixels
 
-    def mask(self, name: str) -> _Image:
+    def mask(self, name: str) -> _Array:
         """The mask (H, W) uint8 of class ids, 255 = ignore.
 
         Raises:
             InputError: the mask is missing or unreadable, has another size than the image, or holds an id
                 outside the list of classes.
         """
-        path = self.root / "SegmentationClass" / f"{name}.png"
-        return self._label_map(path, name, self.num_classes, "a mask")
+        return self._label_map(self.root / "SegmentationClass", name, self.num_classes, "a mask")
 
-    def part(self, name: str) -> _Image:
+    def part(self, name: str) -> _Array:
         """The part mask (H, W) uint8: 0 background, 1 body, 2 head.
 
         Raises:
             InputError: as `mask`.
         """
-        path = self.root / "SegmentationParts" / f"{name}.png"
-        return self._label_map(path, name, 3, "a mask")
+        return self._label_map(self.root / "SegmentationParts", name, 3, "a mask")
 
-    def prediction(self, predictions: str | os.PathLike[str], name: str) -> _Image:
+    def prediction(self, predictions: str | os.PathLike[str], name: str) -> _Array:
         """The label map ``predictions/NAME.png`` (H, W) uint8 of class ids; every pixel has a class, none is 255.
 
         Raises:
             InputError: it is missing or unreadable, has another size than the image, or other ids.
         """
-        path = Path(predictions) / f"{name}.png"
-        return self._label_map(path, name, self.num_classes, "a label map", ignore=False)
+        return self._label_map(Path(predictions), name, self.num_classes, "a label map", void=False)
 
-    def label(self, name: str) -> npt.NDArray[np.uint8]:
+    def label(self, name: str) -> _Array:
         """Image-level labels y (K,) uint8 of one image, y[0] = 1; all other zero for an image of background.
 
         Raises:
             InputError: the source has no entry for the image, or is malformed.
         """
-        if name not in self._known:
-            self._known[name] = self._find_label(name)
-        return self._known[name].copy()
+        if self.label_source == "annotations":
+            return labels_from_xml(self.root / "Annotations" / f"{name}.xml", self.classes)
+        if self.label_source == "masks":
+            return labels_from_mask(self.mask(name), self.num_classes)
+        require(name in self._rows, f"{self._csv}: expected a row for image {name!r}, got none")
+        return self._rows[name].copy()
 
-    def labels(self) -> dict[str, npt.NDArray[np.uint8]]:
+    def labels(self) -> dict[str, _Array]:
         """Image-level labels (K,) uint8 of every image by name, in the order of the split.
 
         Raises:
@@ -172,25 +162,20 @@ class VOCFolder:
         """
         return {name: self.label(name) for name in self.names}
 
-    def subset(self, names: Iterable[str]) -> VOCFolder:
+    def subset(self, names: Iterable[str]) -> "VOCFolder":
         """The same folder with only these images, in this order.
 
         Raises:
             InputError: a name is not in the split, or there is none.
         """
-        names = tuple(names)
-        known = set(self.names)
-        for name in names:
-            if name not in known:
-                raise InputError(f"names: expected images of split {self.split!r}, got {name!r}")
-        if not names:
-            raise InputError(f"names: expected at least one image of split {self.split!r}, got none")
-        other = VOCFolder.__new__(VOCFolder)
-        other.__dict__.update(self.__dict__)
-        other.names = names
+        other = copy.copy(self)
+        other.names = tuple(names)
+        if unknown := set(other.names) - set(self.names):
+            raise InputError(f"names: expected images of split {self.split!r}, got {min(unknown)!r}")
+        require(len(other) > 0, f"names: expected at least one image of split {self.split!r}, got none")
         return other
 
-    def without(self, names: Collection[str]) -> VOCFolder:
+    def without(self, names: Collection[str]) -> "VOCFolder":
         """The same folder without these images (those a `CheckReport` calls bad).
 
         Raises:
@@ -207,66 +192,65 @@ class VOCFolder:
         Raises:
             InputError: a file is missing.
         """
-        digest = hashlib.sha256()
-        for text in (*self.classes, "", *self.names, ""):
-            digest.update(text.encode() + b"\0")
-        for name in self.names:
-            digest.update(sha256_file(self.image_path(name)).encode())
-            digest.update(self.label(name).tobytes())
-            for kind in ("SegmentationClass", "SegmentationParts") if masks else ():
-                path = self.root / kind / f"{name}.png"
-                digest.update(sha256_file(path).encode() if path.is_file() else b"none")
-        return digest.hexdigest()
+        return _split_hash(self.classes, {name: self._fingerprint(name, masks=masks) for name in self.names})
 
-    def _find_label(self, name: str) -> npt.NDArray[np.uint8]:
-        source = self.label_source
-        if source == "annotations":
-            return labels_from_xml(self.root / "Annotations" / f"{name}.xml", self.classes)
-        if source == "masks":
-            return labels_from_mask(self.mask(name), self.num_classes)
-        if self._rows is None:
-            self._rows = labels_from_csv(self._csv, self.classes)
-        if name not in self._rows:
-            raise InputError(f"{self._csv}: expected a row for image {name!r}, got none")
-        return self._rows[name]
+    def _fingerprint(self, name: str, *, masks: bool) -> bytes:
+        """What the hash of a split takes of one image."""
+        digests = hashlib.sha256(self._read(self.image_path(name))).hexdigest().encode() + self.label(name).tobytes()
+        for kind in ("SegmentationClass", "SegmentationParts") if masks else ():
+            path = self.root / kind / f"{name}.png"
+            digests += hashlib.sha256(self._read(path)).hexdigest().encode() if path.is_file() else b"none"
+        return digests
 
-    def _label_map(self, path: Path, name: str, num_labels: int, what: str, *, ignore: bool = True) -> _Image:
-        if not path.is_file():
-            raise InputError(f"{path}: expected {what} of image {name!r}, got no file")
-        label_map = read_label_map(path)
-        image_path = self.image_path(name)
-        try:
-            with Image.open(image_path) as image:  # the header only
-                width, height = image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = _one_line(error, image_path)
-            raise InputError(f"{image_path}: expected a readable image, got {reason}") from error
-        if label_map.shape != (height, width):
-            got = f"{label_map.shape[1]}x{label_map.shape[0]}"
-            raise InputError(f"{path}: expected the image's size {width}x{height}, got {got}")
-        present = np.bincount(label_map.reshape(-1), minlength=256)
-        if ignore:
-            present[IGNORE] = 0
-        top = int(np.flatnonzero(present)[-1]) if present.any() else 0
-        if top >= num_labels:
-            allowed = f"0..{num_labels - 1}" + (f" or {IGNORE}" if ignore else "")
-            raise InputError(f"{path}: expected class ids {allowed}, got {top}")
+    @cached_property
+    def _rows(self) -> dict[str, _Array]:
+        return labels_from_csv(self._csv, self.classes)
+
+    def _label_map(self, folder: Path, name: str, num_labels: int, what: str, *, void: bool = True) -> _Array:
+        path, image_path = require_file(folder / f"{name}.png", f"{what} of image {name!r}"), self.image_path(name)
+        label_map = read_label_map(path, self._read(path))
+        check_size(label_map, path, image_path, self._read(image_path))
+        highest = int(label_map.max(initial=0, where=label_map != VOID if void else True))
+        allowed = f"0..{num_labels - 1}" + (f" or {VOID}" if void else "")
+        require(highest < num_labels, f"{path}: expected class ids {allowed}, got {highest}")
         return label_map
+
+
+def _split_hash(classes: Sequence[str], fingerprints: Mapping[str, bytes]) -> str:
+    head = b"".join(text.encode() + b"\0" for text in (*classes, "", *fingerprints, ""))
+    return hashlib.sha256(head + b"".join(fingerprints.values())).hexdigest()
+
+
+def check_size(label_map: _Array, source: object, image_path: Path, content: bytes) -> None:
+    """Compare a label map's size with that of its image, turned as EXIF says.
+
+    Args:
+        label_map: (H, W).
+        source: where it comes from, for the message.
+        image_path: the image.
+        content: its bytes; only the header is decoded.
+
+    Raises:
+        InputError: the sizes differ, or the image is unreadable.
+    """
+    with expecting("a readable image", image_path), Image.open(BytesIO(content)) as image:
+        turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) > 4
+        width, height = image.size[::-1] if turned else image.size
+    size, got = f"{width}x{height}", f"{label_map.shape[1]}x{label_map.shape[0]}"
+    require(size == got, f"{source}: expected the image's size {size}, got {got}")
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_folder` found: the reason for each bad image by name, and how many images it opened."""
+    """What `check_folder` found.
+
+    Attributes:
+        bad: the reason for each bad image by name.
+        hashes: per split `VOCFolder.split_hash` of what is left without the bad images.
+    """
 
     bad: dict[str, str]
-    counted: int
-
-    def __str__(self) -> str:
-        """One line for a log."""
-        if not self.bad:
-            return f"{self.counted} images, none bad"
-        reasons = "; ".join(self.bad.values())
-        return f"{self.counted} images, {len(self.bad)} bad ones skipped: {reasons}"
+    hashes: dict[str, str]
 
 
 def check_folder(
@@ -274,21 +258,23 @@ def check_folder(
     splits: Sequence[str],
     skip_bad: bool = False,
     *,
-    labels: str | os.PathLike[str] | None = None,
     mask_splits: Sequence[str] | None = None,
+    hash_masks: Sequence[str] = (),
 ) -> CheckReport:
     """Open every file of some splits of a VOC-layout folder before hours of training depend on them.
+
+    Each file is read once: it is opened and hashed from memory.
 
     Args:
         root: the folder.
         splits: which lists.
         skip_bad: collect the bad images instead of raising at the first.
-        labels: a CSV of image-level labels, as for `VOCFolder`.
         mask_splits: the splits whose masks are opened too; None = all. Training needs only labels, so a train
             split may do without masks where its labels have another source.
+        hash_masks: the splits whose hashes take the masks in, as ``split_hash(masks=True)`` does.
 
     Returns:
-        The bad images with their reasons; leave them out by ``folder.without(report.bad)``.
+        The bad images with their reasons (leave them out by ``folder.without(report.bad)``) and the splits' hashes.
 
     Raises:
         InputError: the folder or a list is missing or empty, or (without ``skip_bad``) an image, mask or
@@ -296,76 +282,47 @@ def check_folder(
 
     Example:
         >>> report = check_folder("fish", ["train", "val"])
-        >>> print(report)
-        750 images, none bad
+        >>> report.bad, list(report.hashes)
+        ({}, ['train', 'val'])
     """
-    mask_splits = splits if mask_splits is None else mask_splits
     bad: dict[str, str] = {}
-    counted = 0
+    found: dict[str, tuple[VOCFolder, dict[str, bytes]]] = {}
     for split in splits:
-        folder = VOCFolder(root, split, labels)
+        folder, good = found[split] = VOCFolder(root, split), {}
+        folder._read = lru_cache(maxsize=4)(Path.read_bytes)  # the files of one image
         if folder.label_source == "csv":
-            folder._rows = labels_from_csv(folder._csv, folder.classes)  # a malformed CSV is no image's fault
-        good = 0
+            _ = folder._rows  # a malformed CSV is no image's fault
         for name in folder.names:
             try:
                 folder.image(name)
-                if split in mask_splits:
+                if mask_splits is None or split in mask_splits:
                     folder.mask(name)
                     if folder.has_parts:
                         folder.part(name)
-                folder.label(name)
-                good += 1
+                good[name] = folder._fingerprint(name, masks=split in hash_masks)
             except InputError as error:
                 if not skip_bad:
                     raise
                 bad[name] = str(error)
-        counted += len(folder)
         if not good:
             first = bad[folder.names[0]]
             raise InputError(f"{root}: expected a usable image in split {split!r}, got none; first: {first}")
-    return CheckReport(bad, counted)
+    left = {split: {name: good[name] for name in good if name not in bad} for split, (_, good) in found.items()}
+    return CheckReport(bad, {split: _split_hash(found[split][0].classes, left[split]) for split in splits})
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        return VOC_CLASSES
-    classes = tuple(line.strip() for line in _read_text(path).rstrip().splitlines())
-    if len(classes) < 2 or len(classes) > IGNORE or not all(classes):
-        raise InputError(f"{path}: expected 2 to {IGNORE} class names, one a line, got {len(classes)} lines")
-    if classes[0] != "background":
-        raise InputError(f"{path}: expected 'background' in the first line, got {classes[0]!r}")
-    if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise InputError(f"{path}: expected each class once, got {twice!r} again")
-    return classes
+def write_lists(root: Path, classes: Sequence[str], splits: Mapping[str, Mapping[str, _Array]]) -> None:
+    """Write classes.txt, labels.csv and ImageSets/Segmentation/SPLIT.txt.
 
+    Args:
+        root: the folder being written.
+        classes: names by id, background first.
+        splits: per split the vectors y (K,) by image name, in order.
 
-def _read_split(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        raise InputError(f"{path}: expected a list of image names, got no file")
-    names = tuple(line.strip() for line in _read_text(path).splitlines() if line.strip())
-    if not names:
-        raise InputError(f"{path}: expected at least one image name, got an empty list")
-    seen: set[str] = set()
-    for name in names:
-        # names become file names of results, so none may point out of its folder
-        if name in (".", "..") or any(character in name for character in "/\\\0"):
-            raise InputError(f"{path}: expected names of files, got {name!r}")
-        if name in seen:
-            raise InputError(f"{path}: expected each image once, got {name!r} again")
-        seen.add(name)
-    return names
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable file, got {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got {error}") from error
-
-
-def _one_line(error: BaseException, path: Path) -> str:
-    return " ".join(str(error).replace(repr(str(path)), "it").split()) or type(error).__name__
+    Example:
+        >>> write_lists(Path("."), ["background", "cat"], {"train": {"a": np.array([1, 0], dtype=np.uint8)}})
+    """
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    for split, labels in splits.items():
+        write_list(root, split, labels)
+    write_labels({name: y for labels in splits.values() for name, y in labels.items()}, classes, root / "labels.csv")

@@ -1,54 +1,49 @@
-"""PASCAL VOC 2012 with SBD's masks, as the field trains on it: fetched, unpacked, converted, counted.
+"""PASCAL VOC 2012 with SBD's masks, as the field trains on it: fetched, unpacked, converted, counted; and submitted.
 
 Runs do not depend on this module: what they read is the folder.
 """
 
-from __future__ import annotations
-
+import gzip
+import io
 import os
-from collections.abc import Iterable, Mapping
+import re
+import tarfile
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+from scipy.io import loadmat
 
-from wsss_nb.data.archives import read_archive
 from wsss_nb.data.download import Archive, check_archive, fetch
-from wsss_nb.data.labels import VOC_CLASSES, labels_from_xml, write_label_rows
+from wsss_nb.data.labels import VOC_CLASSES, labels_from_xml, write_labels
+from wsss_nb.data.layout import list_path, parse_names, require_file, write_list
 from wsss_nb.data.palette import save_label_map
-from wsss_nb.data.sbd import sbd_mask, train_aug_names
-from wsss_nb.data.voc import VOCFolder
-from wsss_nb.errors import InputError
-from wsss_nb.files import atomic_path
+from wsss_nb.data.voc import VOCFolder, check_size
+from wsss_nb.system.errors import expecting, require
+from wsss_nb.system.files import atomic_path
 
-__all__ = ["VOC_ARCHIVES", "VOC_COUNTS", "build_voc2012", "mirrored"]
+__all__ = ["VOC_ARCHIVES", "VOC_COUNTS", "build_voc2012", "mirrored", "pack_submission", "read_archive", "read_matlab"]
 
+_ORGANISERS = "robots.ox.ac.uk/pascal/VOC/voc2012"
 VOC_ARCHIVES: Mapping[str, Archive] = {
     "trainval": Archive(
         "VOCtrainval_11-May-2012.tar",
-        (
-            "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-            "https://data.pjreddie.com/files/VOCtrainval_11-May-2012.tar",
-        ),
+        (f"https://thor.{_ORGANISERS}", f"http://host.{_ORGANISERS}"),
         1_999_639_040,
         "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
     ),
     "sbd": Archive(
         "benchmark.tgz",
-        (
-            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
-        ),
+        ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",),
         sha256="6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53",
     ),
-    # the organisers' own copy asks for an account; this is the mirror in general use
     "test": Archive(
         "VOC2012test.tar",
-        (
-            "http://pjreddie.com/media/files/VOC2012test.tar",
-            "https://data.pjreddie.com/files/VOC2012test.tar",
-        ),
+        (f"https://thor.{_ORGANISERS}", "http://pjreddie.com/media/files", "https://data.pjreddie.com/files"),
         1_850_626_560,
         "f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3",
     ),
@@ -59,10 +54,8 @@ checked apart."""
 VOC_COUNTS: Mapping[str, int] = {"train": 1464, "val": 1449, "train_aug": 10582, "test": 1456}
 """Images of each split."""
 
-_LISTS = PurePosixPath("ImageSets/Segmentation")
 _FOLDERS = {"Annotations": ".xml", "JPEGImages": ".jpg", "SegmentationClass": ".png"}
-
-_Lists = dict[str, tuple[str, ...]]
+_MAX_FILE = 64 << 20  # bytes; the largest image of VOC has a hundredth
 
 
 def mirrored(archives: Mapping[str, Archive], base: str) -> dict[str, Archive]:
@@ -72,15 +65,12 @@ def mirrored(archives: Mapping[str, Archive], base: str) -> dict[str, Archive]:
         InputError: ``base`` is no http or https address.
 
     Example:
-        >>> mirrored(VOC_ARCHIVES, "https://example.org/voc")["sbd"].urls
-        ('https://example.org/voc/benchmark.tgz',)
+        >>> mirrored(VOC_ARCHIVES, "https://example.org/voc")["sbd"].bases
+        ('https://example.org/voc',)
     """
-    if urlsplit(base).scheme not in {"http", "https"} or not urlsplit(base).netloc:
-        raise InputError(f"mirror: expected an address http(s)://HOST/FOLDER, got {base!r}")
-    return {
-        role: replace(archive, urls=(f"{base.rstrip('/')}/{archive.name}",))
-        for role, archive in archives.items()
-    }
+    is_address = re.match(r"https?://[^/]", base) is not None
+    require(is_address, f"mirror: expected an address http(s)://HOST/FOLDER, got {base!r}")
+    return {role: replace(archive, bases=(base.rstrip("/"),)) for role, archive in archives.items()}
 
 
 def build_voc2012(
@@ -89,14 +79,13 @@ def build_voc2012(
     *,
     test: bool = False,
     archives: Mapping[str, Archive] = VOC_ARCHIVES,
-    counts: Mapping[str, int] = VOC_COUNTS,
     verify: bool = True,
 ) -> Path:
     """Make ``root/VOCdevkit/VOC2012`` with the splits train, val, train_aug and, if wanted, test.
 
-    train_aug = (VOC train + SBD train + SBD val) - VOC val. SBD's masks become palette PNGs in SegmentationClass for
-    the images that have no mask of VOC; labels.csv holds the image-level labels of train_aug and val, from
-    the XML annotations. Only what segmentation needs is unpacked.
+    train_aug = (VOC train + SBD train + SBD val) - VOC val (Hariharan et al., ICCV 2011). SBD's masks become palette
+    PNGs in SegmentationClass for the images that have no mask of VOC; labels.csv holds the image-level labels of
+    train_aug and val, from the XML annotations. Only what segmentation needs is unpacked.
 
     Files appear whole, and the list of a split appears after all of its files, so a folder that was killed half way
     has no half split: the same call carries on, and is over at once where all is there. Folders that
@@ -107,14 +96,13 @@ def build_voc2012(
         given: archives that are here already, by role ("trainval", "sbd", "test"); the others are downloaded.
         test: also the test split's images.
         archives: what to download, with sizes and SHA-256.
-        counts: images of each split; another number is an error.
         verify: whether given archives must be the published ones.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no network, a wrong or damaged archive, a file missing in it, other counts, no room.
+        InputError: no network, a wrong or damaged archive, a file missing in it, other numbers of images, no room.
 
     Example:
         >>> root = build_voc2012("data", {"trainval": Path("VOCtrainval_11-May-2012.tar")})  # doctest: +SKIP
@@ -123,10 +111,9 @@ def build_voc2012(
     """
     root = Path(root)
     voc = root / "VOCdevkit" / "VOC2012"
-    given = dict(given or {})
+    given = given or {}
     for role, path in given.items():
-        if not path.is_file():
-            raise InputError(f"{role}: expected an archive, got no file {path}")
+        require_file(path, f"the archive {role}")
 
     def archive(role: str) -> Path:
         if role not in given:
@@ -135,149 +122,209 @@ def build_voc2012(
             check_archive(given[role], archives[role])
         return given[role]
 
-    lists = voc / _LISTS
-    if not all((lists / f"{split}.txt").is_file() for split in ("train", "val")):
-        _unpack(archive("trainval"), voc, ("train", "val"), counts)
-    if not (lists / "train_aug.txt").is_file():
-        _add_sbd(archive("sbd"), voc, counts)
-    if test and not (lists / "test.txt").is_file():
-        _unpack_test(archive("test"), voc, counts)
+    if not all(list_path(voc, split).is_file() for split in ("train", "val")):
+        _unpack(archive("trainval"), voc, ("train", "val"), _FOLDERS)
+    if not list_path(voc, "train_aug").is_file():
+        _add_sbd(archive("sbd"), voc)
+    if test and not list_path(voc, "test").is_file():
+        # the archive has eleven times as many images as the segmentation test split
+        _unpack(archive("test"), voc, ("test",), {"JPEGImages": ".jpg"}, only_listed=True)
     for split in ("train", "val", "train_aug", *(["test"] if test else [])):
-        _counted(voc, split, VOCFolder(voc, split).names, counts)
+        _check_count(voc, split, VOCFolder(voc, split).names)
     return voc
 
 
-def _unpack(path: Path, voc: Path, splits: tuple[str, ...], counts: Mapping[str, int]) -> None:
-    """VOC's images, masks and annotations, then the lists of ``splits``."""
-    lists: _Lists = {}
-    for inside, content in read_archive(path, lambda inside: _voc_place(inside) is not None):
-        place = _voc_place(inside)
-        assert place is not None
-        if place.parent == _LISTS:
-            lists[place.stem] = _names(content, f"{path}: {inside}")
-        else:
-            _write(voc / place, content)
-    for split in splits:
-        names = _listed(path, lists, split)
-        _counted(path, split, names, counts)
-        _present(path, voc, split, names, _FOLDERS)
-    for split in splits:
-        _write_list(voc, split, lists[split])
+def read_archive(
+    path: Path, top: str, wanted: Callable[[PurePosixPath], bool]
+) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """The wanted files below the folder ``top`` of a tar archive (plain, gz, bz2, xz) as path and bytes.
+
+    Nothing is written here. All entries are looked at before the first file is read: an archive in which any name is
+    absolute or climbs out by ``..``, or a wanted entry is a link, a device or too large, is refused whole.
+
+    Args:
+        path: the archive.
+        top: a folder in it, at any depth; paths are meant from there.
+        wanted: which paths are read; others are skipped unread, and so are hidden files.
+
+    Raises:
+        InputError: the archive is missing, damaged, or not to be trusted.
+
+    Example:
+        >>> for place, content in read_archive(Path("a.tar"), "lists", lambda place: place.suffix == ".txt"):
+        ...     print(place, len(content))
+        train.txt 12
+    """
+    with expecting("a whole tar archive", path), tarfile.open(path, "r:*") as archive:
+        chosen = []
+        for member in archive:
+            parts = PurePosixPath(member.name).parts
+            inside = ".." not in parts and not re.search(r"[\\\0]|^/|^[A-Za-z]:", member.name)
+            require(inside, f"{path}: expected names inside the archive's own folder, got {member.name!r}")
+            place = PurePosixPath(*parts[parts.index(top) + 1 :]) if top in parts else PurePosixPath()
+            if member.isdir() or place.name[:1] in ("", ".") or not wanted(place):
+                continue
+            require(member.isreg(), f"{path}: expected plain files, got a link or device {member.name!r}")
+            size = f"{member.size} of {member.name!r}"
+            require(member.size <= _MAX_FILE, f"{path}: expected files up to {_MAX_FILE} bytes, got {size}")
+            chosen.append((place, member))
+        for place, member in chosen:
+            file = archive.extractfile(member)
+            assert file is not None  # a regular file
+            yield place, file.read()
 
 
-def _unpack_test(path: Path, voc: Path, counts: Mapping[str, int]) -> None:
-    """The images of the segmentation test split alone (the archive has eleven times as many), then its list."""
-    lists: _Lists = {}
-    for inside, content in read_archive(path, lambda inside: _voc_place(inside) == _LISTS / "test.txt"):
-        lists["test"] = _names(content, f"{path}: {inside}")
-    names = _listed(path, lists, "test")
-    _counted(path, "test", names, counts)
-    wanted = {PurePosixPath("JPEGImages") / f"{name}.jpg" for name in names}
-    for inside, content in read_archive(path, lambda inside: _voc_place(inside) in wanted):
-        place = _voc_place(inside)
-        assert place is not None
-        _write(voc / place, content)
-    _present(path, voc, "test", names, {"JPEGImages": ".jpg"})
-    _write_list(voc, "test", names)
+def read_matlab(content: bytes, names: Collection[str], source: str) -> dict[str, Any]:
+    """The variables ``names`` of a MATLAB 5 file.
 
+    Args:
+        content: the file.
+        names: what is wanted, all of it.
+        source: the file's name, for messages.
 
-def _add_sbd(path: Path, voc: Path, counts: Mapping[str, int]) -> None:
-    """SBD's masks where VOC has none, the image-level labels, and last the list train_aug."""
-    lists: _Lists = {}
-    for inside, content in read_archive(path, _in_sbd):
-        if inside.suffix == ".txt":
-            lists[inside.stem] = _names(content, f"{path}: {inside}")
-            continue
-        mask = voc / "SegmentationClass" / f"{inside.stem}.png"
-        if not mask.exists():
-            value = sbd_mask(content, f"{path}: {inside}")
-            _same_size(voc, inside.stem, value, f"{path}: {inside}")
-            save_label_map(mask, value)
-    val = VOCFolder(voc, "val").names
-    names = train_aug_names(
-        VOCFolder(voc, "train").names, _listed(path, lists, "train"), _listed(path, lists, "val"), val
-    )
-    _counted(path, "train_aug", names, counts)
-    _present(path, voc, "train_aug", names, _FOLDERS)
-    if not (voc / "labels.csv").exists():
-        labels = {
-            name: labels_from_xml(voc / "Annotations" / f"{name}.xml", VOC_CLASSES) for name in (*names, *val)
-        }
-        write_label_rows(labels, VOC_CLASSES, voc / "labels.csv")
-    _write_list(voc, "train_aug", names)
-
-
-def _voc_place(inside: PurePosixPath) -> PurePosixPath | None:
-    """Where a file of a VOC archive goes in VOC2012; None for what segmentation does not need."""
-    if "VOC2012" not in inside.parts:
-        return None
-    place = PurePosixPath(*inside.parts[inside.parts.index("VOC2012") + 1 :])
-    if place.parent == _LISTS and place.suffix == ".txt":
-        return place
-    if len(place.parts) == 2 and _FOLDERS.get(place.parts[0]) == place.suffix and place.name[0] != ".":
-        return place
-    return None
-
-
-def _in_sbd(inside: PurePosixPath) -> bool:
-    """dataset/{train,val}.txt and dataset/cls/NAME.mat; images and instances are not needed."""
-    if inside.name.startswith("."):
-        return False
-    *_, above, folder = ("", "", *inside.parts[:-1])
-    if (above, folder) == ("dataset", "cls"):
-        return inside.suffix == ".mat"
-    return folder == "dataset" and inside.name in {"train.txt", "val.txt"}
-
-
-def _names(content: bytes, source: str) -> tuple[str, ...]:
-    try:
-        names = tuple(line.strip() for line in content.decode("utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}: expected a list of image names, got {error}") from error
+    Raises:
+        InputError: not a MATLAB 5 file, or one without a wanted variable.
+    """
+    with expecting("a MATLAB 5 file", source):
+        found = loadmat(io.BytesIO(content), variable_names=list(names))
     for name in names:
-        if name.startswith(".") or any(character in name for character in "/\\\0"):
-            raise InputError(f"{source}: expected names of files, got {name!r}")
-    return names
+        require(name in found, f"{source}: expected {' and '.join(names)}, got no {name}")
+    return found
 
 
-def _listed(path: Path, lists: _Lists, split: str) -> tuple[str, ...]:
-    if not lists.get(split):
-        raise InputError(f"{path}: expected the list {split}.txt, got none")
-    return lists[split]
+def sbd_mask(content: bytes, source: str) -> npt.NDArray[np.uint8]:
+    """Class mask (H, W) uint8 of an SBD ``cls/NAME.mat``: ``GTcls.Segmentation``, ids 0..20 as in VOC.
+
+    SBD's masks have no void ring; its class numbers are VOC's.
+
+    Args:
+        content: the file.
+        source: its name, for messages.
+
+    Raises:
+        InputError: not a MATLAB 5 file, no such field, or other ids.
+    """
+    with expecting("GTcls.Segmentation", source):
+        mask = read_matlab(content, ["GTcls"], source)["GTcls"][0, 0]["Segmentation"]
+    is_mask = mask.ndim == 2 and mask.size > 0 and mask.dtype.kind in "ui"
+    require(is_mask, f"{source}: expected a mask (H, W) of integers, got {mask.dtype} {mask.shape}")
+    low, high, top = int(mask.min()), int(mask.max()), len(VOC_CLASSES) - 1
+    require(low >= 0 and high <= top, f"{source}: expected class ids 0..{top}, got {low}..{high}")
+    return np.asarray(mask, dtype=np.uint8)
 
 
-def _counted(source: Path, split: str, names: Iterable[str], counts: Mapping[str, int]) -> None:
-    count = len(set(names))
-    if split in counts and count != counts[split]:
-        raise InputError(f"{source}: expected {counts[split]} names in {split}, got {count}")
+def _unpack(
+    path: Path, voc: Path, splits: tuple[str, ...], folders: Mapping[str, str], *, only_listed: bool = False
+) -> None:
+    """The files in ``folders`` of all images or of those listed, then the lists of ``splits``."""
+    texts = {f"ImageSets/Segmentation/{split}.txt" for split in splits}
+    found = read_archive(path, "VOC2012", lambda place: str(place) in texts)
+    lists = {place.stem: parse_names(content, f"{path}: {place}") for place, content in found}
+    for split in splits:
+        _check_count(path, split, lists.get(split, ()))
+    listed = {name for names in lists.values() for name in names}
+
+    def wanted(place: PurePosixPath) -> bool:
+        in_folder = len(place.parts) == 2 and folders.get(place.parts[0]) == place.suffix
+        return in_folder and (place.stem in listed or not only_listed)
+
+    for place, content in read_archive(path, "VOC2012", wanted):
+        if not (voc / place).exists():  # what is there was written whole, or is somebody's own
+            with atomic_path(voc / place) as temporary:
+                temporary.write_bytes(content)
+    for split in splits:
+        _check_files(path, voc, lists[split], folders)
+        write_list(voc, split, lists[split])
 
 
-def _present(path: Path, voc: Path, split: str, names: Iterable[str], folders: Mapping[str, str]) -> None:
+def _add_sbd(path: Path, voc: Path) -> None:
+    """SBD's masks where VOC has none, the image-level labels, and last the list train_aug."""
+
+    def wanted(place: PurePosixPath) -> bool:
+        return place.match("cls/*.mat") if len(place.parts) == 2 else str(place) in ("train.txt", "val.txt")
+
+    lists: dict[str, tuple[str, ...]] = {}
+    for place, content in read_archive(path, "dataset", wanted):
+        source = f"{path}: {place}"
+        mask = voc / "SegmentationClass" / f"{place.stem}.png"
+        if place.suffix == ".txt":
+            lists[place.stem] = parse_names(content, source)
+        elif not mask.exists():
+            label_map = sbd_mask(content, source)
+            image = require_file(voc / "JPEGImages" / f"{place.stem}.jpg", f"the image of {source}")
+            check_size(label_map, source, image, image.read_bytes())
+            save_label_map(mask, label_map)
+    for split in ("train", "val"):
+        require(split in lists, f"{path}: expected the list {split}.txt, got none")
+    val = VOCFolder(voc, "val").names
+    names = sorted({*VOCFolder(voc, "train").names, *lists["train"], *lists["val"]} - set(val))
+    _check_count(path, "train_aug", names)
+    _check_files(path, voc, names, _FOLDERS)
+    if not (voc / "labels.csv").exists():
+        labels = {name: labels_from_xml(voc / "Annotations" / f"{name}.xml", VOC_CLASSES) for name in (*names, *val)}
+        write_labels(labels, VOC_CLASSES, voc / "labels.csv")
+    write_list(voc, "train_aug", names)
+
+
+def _check_count(source: Path, split: str, names: Sequence[str]) -> None:
+    count = VOC_COUNTS[split]
+    require(len(names) == count, f"{source}: expected {count} names in {split}.txt, got {len(names)}")
+
+
+def _check_files(source: Path, voc: Path, names: Sequence[str], folders: Mapping[str, str]) -> None:
     for name in names:
         for folder, suffix in folders.items():
-            if not (voc / folder / f"{name}{suffix}").is_file():
-                raise InputError(f"{path}: expected {folder}/{name}{suffix} of split {split}, got none")
+            require_file(voc / folder / f"{name}{suffix}", f"a file of {source}")
 
 
-def _same_size(voc: Path, name: str, mask: np.ndarray, source: str) -> None:
-    path = voc / "JPEGImages" / f"{name}.jpg"
-    try:
-        with Image.open(path) as image:  # the header only
-            size = image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{source}: expected its image {path} to be readable, got {error}") from error
-    if size != mask.shape[::-1]:
-        got = f"{mask.shape[1]}x{mask.shape[0]}"
-        raise InputError(f"{source}: expected the image's size {size[0]}x{size[1]}, got {got}")
+def pack_submission(folder: VOCFolder, predictions: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
+    """Pack label maps as ``results/VOC2012/Segmentation/comp6_SPLIT_cls/NAME.png`` in a tar.gz.
 
+    comp6 is the competition in which other data (ImageNet) may be used. The archive appears only if every label map is
+    right: one for each image of the split and no other, of the image's size, values 0..20 (the server refuses
+    255). They are written anew as palette PNGs in VOC's colours, whatever palette they came with. The
+    same label maps give the same bytes.
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file unless it is there: what is there was written whole, or is somebody's own."""
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
+    Args:
+        folder: the split, usually "test"; needs its images, no masks.
+        predictions: folder of label maps ``NAME.png``; files of other kinds are left out.
+        out: the archive, ``.tar.gz`` or ``.tgz``.
 
+    Returns:
+        How many label maps were packed.
 
-def _write_list(voc: Path, split: str, names: Iterable[str]) -> None:
-    with atomic_path(voc / _LISTS / f"{split}.txt") as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    Raises:
+        InputError: one of the checks failed; the file is named.
+
+    Example:
+        >>> test = VOCFolder("VOCdevkit/VOC2012", "test")  # doctest: +SKIP
+        >>> pack_submission(test, "runs/evaluate/final-test/maps", "results.tar.gz")  # doctest: +SKIP
+        1456
+    """
+    predictions, out = Path(predictions), Path(out)
+    suffix = out.name.endswith((".tar.gz", ".tgz"))
+    require(suffix, f"{out}: expected a name that ends in .tar.gz or .tgz, got {out.name!r}")
+    classes = ", ".join(folder.classes)
+    require(folder.classes == VOC_CLASSES, f"{folder.root}: expected VOC's 21 classes, got {classes}")
+    found = {path.stem for path in predictions.glob("*.png") if not path.name.startswith(".")}
+    missing, others = sorted({*folder.names} - found), sorted(found - {*folder.names})
+    got = f"none for {', '.join(map(repr, missing[:3]))} ({len(missing)} of {len(folder)})"
+    require(not missing, f"{predictions}: expected a label map for every image, got {got}")
+    got = f"also {', '.join(map(repr, others[:3]))} ({len(others)} in all)"
+    require(not others, f"{predictions}: expected label maps of split {folder.split} only, got {got}")
+    place = f"results/VOC2012/Segmentation/comp6_{folder.split}_cls"
+    with (
+        atomic_path(out) as temporary,
+        tempfile.TemporaryDirectory() as scratch,
+        open(temporary, "wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        picture = Path(scratch) / "map.png"
+        for name in sorted(folder.names):
+            save_label_map(picture, folder.prediction(predictions, name))
+            entry = tarfile.TarInfo(f"{place}/{name}.png")
+            entry.size = picture.stat().st_size
+            with open(picture, "rb") as file:
+                archive.addfile(entry, file)
+    return len(folder.names)

@@ -1,4 +1,4 @@
-"""Stage 2: AffinityNet (Ahn and Kwak, CVPR 2018), features whose differences are pixel affinities."""
+"""Stage 2: AffinityNet."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone
-from wsss_nb.models.network import BatchNormMode, Network, channels_last
+from wsss_nb.models.network import Network, channels_last
 from wsss_nb.models.registry import create_backbone
 
 __all__ = ["AffinityNet", "create_affinity_net"]
 
 
 class AffinityNet(Network):
-    """f = elu(f9([elu(f8_3(conv4)), elu(f8_4(conv5)), elu(f8_5(conv6))])), all 1x1 without bias.
+    """AffinityNet (Ahn and Kwak, CVPR 2018): features whose differences are pixel affinities.
 
-    The affinity of pixels i and j is exp(-mean_c |f_ci - f_cj|), see ``wsss_nb.affinity``.
+    f = elu(f9([elu(f8_3(conv4)), elu(f8_4(conv5)), elu(f8_5(conv6))])), all 1x1 without bias. The affinity of pixels i and j
+    is exp(-mean_c |f_ci - f_cj|), see ``wsss_nb.affinity``.
     """
 
-    def __init__(self, backbone: Backbone, *, batch_norm: BatchNormMode = "frozen") -> None:
-        super().__init__(backbone, batch_norm=batch_norm)
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
         channels, widths = backbone.channels, backbone.head_channels
         self.f8_3 = nn.Conv2d(channels.conv4, widths.conv4, 1, bias=False)
         self.f8_4 = nn.Conv2d(channels.conv5, widths.conv5, 1, bias=False)
@@ -31,43 +32,27 @@ class AffinityNet(Network):
             nn.init.kaiming_normal_(layer.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
-    def from_frozen(self, features: Tensor, images: Tensor | None = None) -> Tensor:
-        """Output of :meth:`frozen` -> affinity features (B, C, h, w); the images are not looked at."""
-        taps = self.taps(features)
-        size = taps.conv6.shape[2:]
-        conv4 = F.elu(self.f8_3(taps.conv4))
-        if conv4.shape[2:] != size:
-            conv4 = F.interpolate(conv4, size, mode="bilinear", align_corners=True)
-        parts = [conv4, F.elu(self.f8_4(taps.conv5)), F.elu(self.f8_5(taps.conv6))]
-        return F.elu(self.f9(torch.cat(parts, dim=1))).contiguous()
-
     def forward(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Images -> affinity features (B, C, h, w), h = ceil(H / stride).
 
         Args:
-            images: (B, 3, H, W) in [0, 1].
-            features: output of :meth:`frozen` where it is known; for wrappers that only see ``forward``.
+            images: (B, 3, H, W) in [0, 1]; not looked at where the features are given.
+            features: output of :meth:`frozen` where it is known.
         """
-        return self.from_frozen(self.frozen(images) if features is None else features, images)
+        taps = self.taps(images, features)
+        parts = [F.elu(layer(tap)) for layer, tap in zip((self.f8_3, self.f8_4, self.f8_5), taps, strict=True)]
+        return F.elu(self.f9(torch.cat(parts, dim=1))).contiguous()
 
 
-def create_affinity_net(
-    backbone: str,
-    *,
-    output_stride: int | None = None,
-    pretrained: bool = True,
-    batch_norm: BatchNormMode = "frozen",
-) -> AffinityNet:
+def create_affinity_net(backbone: str, *, pretrained: bool = True) -> AffinityNet:
     """Build the AffinityNet of stage 2 (Ahn and Kwak 2018, Sec. 3.2).
 
     Args:
         backbone: "tiny", "efficientnet_lite0" or "resnet38".
-        output_stride: pixels per map pixel; None = the backbone's default (4, 16, 8).
-        pretrained: take the ImageNet weights where pip has them, see ``create_backbone``.
-        batch_norm: "frozen" as published; "train" to train a net from scratch.
+        pretrained: take the ImageNet weights where pip has them, see :func:`create_backbone`.
 
     Raises:
-        ValueError: unknown backbone, stride or mode.
+        ValueError: unknown backbone.
 
     Example:
         >>> create_affinity_net("tiny")(torch.rand(1, 3, 96, 96)).shape
@@ -75,5 +60,4 @@ def create_affinity_net(
 
     Paper (Section 4.1): trained on the CAMs, no changes named. With "resnet38" layers and names are the release's.
     """
-    features = create_backbone(backbone, output_stride=output_stride, pretrained=pretrained)
-    return channels_last(AffinityNet(features, batch_norm=batch_norm))
+    return channels_last(AffinityNet(create_backbone(backbone, pretrained=pretrained)))

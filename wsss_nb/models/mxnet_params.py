@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss_nb.errors import InputError
+from wsss_nb.system.errors import InputError
 
 __all__ = ["is_mxnet_params", "read_mxnet_params", "resnet38_names"]
 
@@ -26,64 +26,55 @@ _MAX_SIZE = 2**31
 _MAX_NAME = 4096
 
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"}
-_CONVOLUTION = re.compile(r"res([2-7])(a|b\d+)_(branch\w+)_weight")
-_BRANCH_NORM = re.compile(r"bn([2-7])(a|b\d+)_(branch\w+?)_(gamma|beta|moving_mean|moving_var)")
-_LAST_NORM = re.compile(r"bn7_(gamma|beta|moving_mean|moving_var)")
+_ALONE = {"conv1a_weight": "conv1a.weight"} | {f"bn7_{kind}": f"bn7.{ours}" for kind, ours in _BATCH_NORM.items()}
+_CONVOLUTION = re.compile(r"res([2-7])(?:a|b(\d+))_(branch\w+)_(weight)")
+_BRANCH_NORM = re.compile(r"bn([2-7])(?:a|b(\d+))_(branch\w+?)_(gamma|beta|moving_mean|moving_var)")
 
 
 class _Reader:
     """Little-endian reads from a file, each checked against the bytes that are left."""
 
-    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self.file, self.path, self.left = file, path, size
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path, self.left = file, path, os.fstat(file.fileno()).st_size
 
-    def error(self, message: str) -> InputError:
-        return InputError(f"{self.path}: {message}")
+    def check(self, holds: bool, expected: str, got: object) -> None:
+        if not holds:
+            raise InputError(f"{self.path}: expected {expected}, got {got}")
 
     def take(self, size: int, what: str) -> bytearray:
-        if size > self.left:
-            raise self.error(f"expected {size} bytes for {what}, got {self.left} (file truncated or damaged)")
-        data = bytearray(self.file.read(size))
-        if len(data) != size:
-            raise self.error(f"expected {size} bytes for {what}, got {len(data)} (file truncated)")
+        data = bytearray(self.file.read(size) if size <= self.left else b"")
+        self.check(len(data) == size, f"{size} bytes for {what}", f"{self.left} (file truncated or damaged)")
         self.left -= size
         return data
 
     def ints(self, code: str, count: int, what: str) -> tuple[int, ...]:
         return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(f"<{code}"), what))
 
-    def count(self, code: str, smallest: int, what: str) -> int:
+    def count(self, smallest: int, what: str) -> int:
         """A number of items that each take at least ``smallest`` bytes."""
-        (value,) = self.ints(code, 1, what)
-        if not 0 <= value * smallest <= self.left:
-            raise self.error(f"expected at most {self.left // smallest} for {what}, got {value}")
+        (value,) = self.ints("Q", 1, what)
+        self.check(value * smallest <= self.left, f"at most {self.left // smallest} for {what}", value)
         return value
 
 
-def _read_array(reader: _Reader, index: int) -> Tensor:
-    what = f"array {index}"
+def _read_array(reader: _Reader, what: str) -> Tensor:
     (magic,) = reader.ints("I", 1, what)
+    ndim, dim_code = magic, "I"  # before version 1 the number of dimensions stood here, with 4 bytes per dimension
     if magic in (_V2, _V3):
         (storage,) = reader.ints("i", 1, what)
-        if storage != 0:
-            raise reader.error(f"expected dense storage (0) for {what}, got {storage}")
+        reader.check(storage == 0, f"dense storage (0) for {what}", storage)
     if magic in (_V1, _V2, _V3):
-        (ndim,) = reader.ints("i", 1, what)
-        dim_code = "q"
-    else:  # before version 1 the number of dimensions stood here, with 4 bytes per dimension
-        ndim, dim_code = magic, "I"
+        (ndim,), dim_code = reader.ints("i", 1, what), "q"
     smallest = 0 if magic == _V3 else 1
-    if not smallest <= ndim <= _MAX_DIMS:
-        raise reader.error(f"expected {smallest} to {_MAX_DIMS} dimensions for {what}, got {ndim}")
+    reader.check(smallest <= ndim <= _MAX_DIMS, f"{smallest} to {_MAX_DIMS} dimensions for {what}", ndim)
     shape = reader.ints(dim_code, ndim, f"shape of {what}")
-    if any(size < 0 for size in shape):
-        raise reader.error(f"expected sizes of at least 0 for {what}, got {shape}")
-    if 0 in shape and math.prod(size or 1 for size in shape) > _MAX_SIZE:  # take() has nothing to check then
-        raise reader.error(f"expected sizes up to {_MAX_SIZE} together for {what}, got {shape}")
-    _device_type, _device_id, type_flag = reader.ints("i", 3, what)
-    if type_flag not in _DTYPES:
-        raise reader.error(f"expected a dtype flag in {sorted(_DTYPES)} for {what}, got {type_flag}")
-    dtype = np.dtype(_DTYPES[type_flag])
+    reader.check(all(size >= 0 for size in shape), f"sizes of at least 0 for {what}", shape)
+    # take() has nothing to check where a size is 0
+    fits = 0 not in shape or math.prod(size or 1 for size in shape) <= _MAX_SIZE
+    reader.check(fits, f"sizes up to {_MAX_SIZE} together for {what}", shape)
+    _device_type, _device_id, flag = reader.ints("i", 3, what)
+    reader.check(flag in _DTYPES, f"a dtype flag in {sorted(_DTYPES)} for {what}", flag)
+    dtype = np.dtype(_DTYPES[flag])
     data = reader.take(math.prod(shape) * dtype.itemsize, f"{what} of shape {shape}")
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
@@ -127,36 +118,23 @@ def read_mxnet_params(path: str | os.PathLike[str], max_bytes: int = 4 << 30) ->
     except OSError as error:
         raise InputError(f"{path}: expected an MXNet .params file, got {error.strerror}") from error
     with file:
-        size = os.fstat(file.fileno()).st_size
-        reader = _Reader(file, path, size)
-        if size > max_bytes:
-            raise reader.error(f"expected at most {max_bytes} bytes, got {size}")
-        if size < 24:
-            raise reader.error(f"expected an MXNet .params file, got {size} bytes")
+        reader = _Reader(file, path)
+        reader.check(reader.left <= max_bytes, f"at most {max_bytes} bytes", reader.left)
         magic, _reserved = reader.ints("Q", 2, "header")
-        if magic != _LIST_MAGIC:
-            raise reader.error(
-                f"expected an MXNet .params file beginning with {_LIST_MAGIC:#x}, got {magic:#x}"
-            )
-        arrays = [_read_array(reader, i) for i in range(reader.count("Q", 4, "number of arrays"))]
-        names = reader.count("Q", 8, "number of names")
-        if names != len(arrays):
-            raise reader.error(f"expected one name per array ({len(arrays)}), got {names}")
+        reader.check(magic == _LIST_MAGIC, f"an MXNet .params file beginning with {_LIST_MAGIC:#x}", f"{magic:#x}")
+        arrays = [_read_array(reader, f"array {index}") for index in range(reader.count(4, "number of arrays"))]
+        names = reader.count(8, "number of names")
+        reader.check(names == len(arrays), f"one name per array ({len(arrays)})", names)
         params: dict[str, Tensor] = {}
         for index, array in enumerate(arrays):
-            length = reader.count("Q", 1, f"length of name {index}")
-            if length > _MAX_NAME:
-                raise reader.error(f"expected a name of at most {_MAX_NAME} bytes, got {length}")
+            length = reader.count(1, f"length of name {index}")
+            reader.check(length <= _MAX_NAME, f"a name of at most {_MAX_NAME} bytes", length)
             raw = bytes(reader.take(length, f"name {index}"))
-            try:
-                name = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise reader.error(f"expected UTF-8 in name {index}, got {raw[:40]!r}") from error
-            if name in params:
-                raise reader.error(f"expected every name once, got {name!r} twice")
+            name = raw.decode("utf-8", "replace")
+            reader.check(name.encode() == raw, f"UTF-8 in name {index}", repr(raw[:40]))
+            reader.check(name not in params, "every name once", f"{name!r} twice")
             params[name] = array
-        if reader.left:
-            raise reader.error(f"expected the end of the file, got {reader.left} more bytes")
+        reader.check(reader.left == 0, "the end of the file", f"{reader.left} more bytes")
     return params
 
 
@@ -181,19 +159,9 @@ def resnet38_names(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for full, array in params.items():
         name = full.removeprefix("arg:").removeprefix("aux:")
-        if name == "conv1a_weight":
-            key = "conv1a.weight"
-        elif match := _CONVOLUTION.fullmatch(name):
-            key = f"{_block(match[1], match[2])}.conv_{match[3]}.weight"
-        elif match := _BRANCH_NORM.fullmatch(name):
-            key = f"{_block(match[1], match[2])}.bn_{match[3]}.{_BATCH_NORM[match[4]]}"
-        elif match := _LAST_NORM.fullmatch(name):
-            key = f"bn7.{_BATCH_NORM[match[1]]}"
-        else:
-            key = full
-        renamed[key] = array
+        if match := _CONVOLUTION.fullmatch(name) or _BRANCH_NORM.fullmatch(name):
+            stage, unit, layer, kind = match.groups()
+            block = f"b{stage}_{unit}" if unit else f"b{stage}"
+            full = f"{block}.{'conv' if kind == 'weight' else 'bn'}_{layer}.{_BATCH_NORM.get(kind, kind)}"
+        renamed[_ALONE.get(name, full)] = array
     return renamed
-
-
-def _block(stage: str, unit: str) -> str:
-    return f"b{stage}" if unit == "a" else f"b{stage}_{unit[1:]}"

@@ -10,18 +10,17 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.models.backbone import Backbone, Taps, conv_norm
-from wsss_nb.models.dropout import Dropout2d
+from wsss_nb.models.backbone import Backbone, Dropout2d, Taps, conv_norm
 
 __all__ = ["ResNet38"]
+
+_EARLY = "conv1a b2 b2_1 b2_2"
 
 
 class _Block(nn.Module):
     """y = shortcut + conv3x3(relu(BN(conv3x3(r)))), r = relu(BN(x)); shortcut = 1x1 of r, or x itself."""
 
-    def __init__(
-        self, inputs: int, middle: int, outputs: int, stride: int = 1, first: int = 1, dilation: int = 1
-    ) -> None:
+    def __init__(self, inputs: int, middle: int, outputs: int, stride: int, first: int, dilation: int) -> None:
         super().__init__()
         self.projects = inputs != outputs or stride != 1
         self.bn_branch2a = nn.BatchNorm2d(inputs)
@@ -75,53 +74,50 @@ class ResNet38(Backbone):
     """ResNet-38, stride 8; ``conv1a``, ``b2``, ``b2_1`` and ``b2_2`` are the frozen part.
 
     Taps: conv4 = first BN-ReLU of b5 (512 channels), conv5 = first BN-ReLU of b6 (1024), conv6 = relu(bn7)
-    (4096). With ``freeze=False`` everything is trained (DeepLab). ``slimmer`` divides all widths, for trials on small
-    machines; published weights fit 1 only.
+    (4096). With ``freeze=False`` everything is trained (DeepLab). A subclass may set other ``widths``; published weights
+    fit these only.
     """
 
     stride = 8
+    widths = (64, 128, 256, 512, 1024, 2048, 4096)
+    b5: _Block
 
-    def __init__(self, freeze: bool = True, slimmer: int = 1) -> None:
-        super().__init__()
-        self.freeze = freeze
-        c64, c128, c256, c512, c1024, c2048, c4096 = (64 * 2**power // slimmer for power in range(7))
+    def __init__(self, freeze: bool = True) -> None:
+        super().__init__(freeze)
+        c64, c128, c256, c512, c1024, c2048, c4096 = self.widths
         self.channels = Taps(c512, c1024, c4096)
         self.conv1a = nn.Conv2d(3, c64, 3, padding=1, bias=False)
-        self.b2 = _Block(c64, c128, c128, stride=2)
-        self.b2_1 = _Block(c128, c128, c128)
-        self.b2_2 = _Block(c128, c128, c128)
-        self.b3 = _Block(c128, c256, c256, stride=2)
-        self.b3_1 = _Block(c256, c256, c256)
-        self.b3_2 = _Block(c256, c256, c256)
-        self.b4 = _Block(c256, c512, c512, stride=2)
-        self.b4_1 = _Block(c512, c512, c512)
-        self.b4_2 = _Block(c512, c512, c512)
-        self.b4_3 = _Block(c512, c512, c512)
-        self.b4_4 = _Block(c512, c512, c512)
-        self.b4_5 = _Block(c512, c512, c512)
-        self.b5 = _Block(c512, c512, c1024, first=1, dilation=2)
-        self.b5_1 = _Block(c1024, c512, c1024, first=2, dilation=2)
-        self.b5_2 = _Block(c1024, c512, c1024, first=2, dilation=2)
+        inputs = c64
+        for stage, blocks, middle, outputs, stride, dilation in (
+            ("b2", 3, c128, c128, 2, 1),
+            ("b3", 3, c256, c256, 2, 1),
+            ("b4", 6, c512, c512, 2, 1),
+            ("b5", 3, c512, c1024, 1, 2),
+        ):
+            self.add_module(stage, _Block(inputs, middle, outputs, stride, 1, dilation))
+            for block in range(1, blocks):
+                self.add_module(f"{stage}_{block}", _Block(outputs, middle, outputs, 1, dilation, dilation))
+            inputs = outputs
         self.b6 = _Bottleneck(c1024, c2048, dropout=0.3)
         self.b7 = _Bottleneck(c2048, c4096, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(c4096)
 
-    def frozen_modules(self) -> Sequence[nn.Module]:
+    def _run(self, names: str, x: Tensor) -> Tensor:
+        for name in names.split():
+            x = self.get_submodule(name)(x)
+        return x
+
+    def early_modules(self) -> Sequence[nn.Module]:
         """conv1a, b2, b2_1, b2_2."""
-        return (self.conv1a, self.b2, self.b2_1, self.b2_2) if self.freeze else ()
+        return [self.get_submodule(name) for name in _EARLY.split()]
 
-    def _early(self, images: Tensor) -> Tensor:
-        return self.b2_2(self.b2_1(self.b2(self.conv1a(images))))
-
-    def frozen(self, images: Tensor) -> Tensor:
+    def early(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> (B, 128, H/2, W/2), the output of b2_2."""
-        return self._early(images) if self.freeze else images
+        return self._run(_EARLY, images)
 
-    def taps(self, features: Tensor) -> Taps[Tensor]:
-        """Features of :meth:`frozen` -> 512, 1024 and 4096 channels at stride 8."""
-        x = features if self.freeze else self._early(features)
-        for block in (self.b3, self.b3_1, self.b3_2, self.b4, self.b4_1, self.b4_2, self.b4_3, self.b4_4):
-            x = block(x)
-        x, conv4 = self.b5.tapped(self.b4_5(x))
-        x, conv5 = self.b6.tapped(self.b5_2(self.b5_1(x)))
+    def late(self, features: Tensor) -> Taps[Tensor]:
+        """Features of :meth:`early` -> 512, 1024 and 4096 channels at stride 8."""
+        x = self._run("b3 b3_1 b3_2 b4 b4_1 b4_2 b4_3 b4_4 b4_5", features)
+        x, conv4 = self.b5.tapped(x)
+        x, conv5 = self.b6.tapped(self._run("b5_1 b5_2", x))
         return Taps(conv4, conv5, F.relu(self.bn7(self.b7(x))))

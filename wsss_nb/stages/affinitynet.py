@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +14,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity
-from wsss_nb.crf import CRFConfig, dense_crf_many, resolve_backend
-from wsss_nb.data import VOCFolder, save_label_map, to_tensor
-from wsss_nb.errors import InputError
-from wsss_nb.files import atomic_path
-from wsss_nb.models import create_affinity_net, fixed_weights
-from wsss_nb.pseudo_labels import add_background, normalize_maximum, parse_background_rule, walk_cam
-from wsss_nb.stages.config import AffinityNetConfig, CRFStageConfig
-from wsss_nb.stages.engine import prepare_network
-from wsss_nb.stages.loaders import training_views
-from wsss_nb.stages.loop import History, progress, train
-from wsss_nb.stages.processes import processes
-from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import Wanted, training_precision
-from wsss_nb.stages.weights import load_trained, start_from
-from wsss_nb.workers import Workers, finished_results
+from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity, walk_cam
+from wsss_nb.crf import dense_crf_many, resolved_crf
+from wsss_nb.data.palette import save_label_map
+from wsss_nb.data.transforms import to_tensor
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.models.affinity_net import create_affinity_net
+from wsss_nb.models.backbone import folded_batch_norm
+from wsss_nb.pseudo_labels import add_background, normalize_maximum
+from wsss_nb.stages.config import AffinityNetConfig, InferenceConfig
+from wsss_nb.stages.loop import History, load_trained, new_network, train
+from wsss_nb.stages.views import Batch, BatchSpec, autocast, training_views, unfinished
+from wsss_nb.system.config import VOID
+from wsss_nb.system.errors import InputError
+from wsss_nb.system.files import atomic_path
+from wsss_nb.system.processes import processes
+from wsss_nb.system.progress import progress
+from wsss_nb.system.workers import Workers, finished_results
 
 __all__ = [
+    "affinitynet_loss",
+    "affinitynet_protocol",
     "confident_labels",
-    "crf_config",
     "crf_maps",
     "image_affinity",
     "load_affinitynet",
     "load_cam_file",
-    "resolved_crf",
     "train_affinitynet",
     "walk",
     "write_pseudo_labels",
 ]
 
-CHECKPOINT = "checkpoint.pt"
 _NO_SCORE = 1e-5
 CRF_TASK = 32
 """Images of one task on a cluster."""
+
+
+def affinitynet_loss(net: Any, batch: Batch, config: AffinityNetConfig) -> dict[str, Tensor]:
+    """Cross-entropy of the affinities of confident pairs (Ahn and Kwak 2018, Sec. 3.2), see ``wsss_nb.affinity``.
+
+    Several processes divide by the numbers of pairs of the whole batch.
+    """
+    crew = processes()
+    with autocast(crew.device, config.precision):
+        features = net(batch.images, batch.features).float()
+    assert batch.target is not None
+    labels = affinity_labels(batch.target, radius=config.radius)
+    pairs = pair_affinity(features, radius=config.radius)
+    counts = crew.per_process(torch.stack([kind.sum() for kind in labels]))
+    return {"affinity": affinity_loss(pairs, labels, counts=counts)}
 
 
 def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -55,50 +73,14 @@ def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     is no background for maps that nowhere come near 1. The release does so when it writes its CAMs.
     """
     try:
-        with np.load(path) as file:
-            cam = normalize_maximum(file["cam"].astype(np.float32), winner_take_all=True)
+        with np.load(path, allow_pickle=False) as file:
+            cam = normalize_maximum(file["cam"].astype(np.float32), winners_only=True)
             return file["classes"], cam
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: expected a CAM file of stage 1, got {error}") from error
 
 
-def crf_config(config: CRFStageConfig) -> CRFConfig:
-    """The CRF's own parameter object."""
-    return CRFConfig(**config.model_dump(exclude={"backend"}))
-
-
-def resolved_crf(config: CRFStageConfig, workers: Workers = 0) -> CRFStageConfig:
-    """``config`` with the backend that it stands for where the CRF is computed.
-
-    For "auto" a cluster is asked by a task: the machine that starts a run may have a GPU where the cluster has none.
-    What is named is found, or missed, by the tasks themselves.
-
-    Raises:
-        InputError: the backend cannot be had.
-    """
-    name = config.backend
-    try:
-        if isinstance(workers, int):
-            return config.model_copy(update={"backend": resolve_backend(name)})
-    except ImportError as error:
-        raise InputError(f"crf.{error}") from error
-    if name == "auto":
-        ((_, name),) = finished_results(resolve_backend, {"backend": (name,)}, workers, "CRF", gpu=True)
-    return config.model_copy(update={"backend": name})
-
-
-def _scores(cam: np.ndarray, alpha: float) -> np.ndarray:
-    rule = parse_background_rule(f"power:{alpha}")
-    return add_background(torch.from_numpy(cam), rule).numpy()
-
-
-def crf_maps(
-    folder: VOCFolder,
-    cams: Path,
-    config: AffinityNetConfig,
-    out: Path,
-    workers: Workers,
-) -> None:
+def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path, workers: Workers) -> None:
     """Dense CRF on every CAM twice, with the background amplified and weakened: ``out/NAME.npz``.
 
     Background (1 - max)^alpha with ``alpha_amplified`` (2 in the paper) and ``alpha_weakened`` (4). Runs in worker
@@ -108,39 +90,29 @@ def crf_maps(
     Raises:
         InputError: the CRF's backend cannot be had, or a CAM is missing.
     """
-    mine = processes().share(folder.names)
-    todo = [name for name in mine if not (out / f"{name}.npz").exists()]
-    parameters = resolved_crf(config.crf, workers)
-    backend = parameters.backend
+    todo = unfinished(folder, out, ".npz")
+    crf = resolved_crf(config.crf, workers)
     if not isinstance(workers, int):
-        config = config.model_copy(update={"crf": parameters})  # the same for all tasks
+        config = config.model_copy(update={"crf": crf})  # the same for all tasks
         parts = [todo[start : start + CRF_TASK] for start in range(0, len(todo), CRF_TASK)]
         tasks = {f"{part[0]} to {part[-1]}": (folder.subset(part), cams, config, out, 0) for part in parts}
-        for _ in progress(
-            finished_results(crf_maps, tasks, workers, "CRF", gpu=backend == "cuda"), "CRF", len(tasks)
-        ):
-            pass
+        written = finished_results(crf_maps, tasks, workers, "CRF", gpu=crf.backend == "cuda")
+        list(progress(written, "CRF", len(tasks)))
         return
-    alphas = (config.alpha_amplified, config.alpha_weakened)
 
     def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for name in todo:
             image, cam = folder.image(name), load_cam_file(cams / f"{name}.npz")[1]
-            for alpha in alphas:
-                yield image, _scores(cam, alpha)
+            for alpha in (config.alpha_amplified, config.alpha_weakened):
+                yield image, add_background(torch.from_numpy(cam), f"power:{alpha}").numpy()
 
-    results = dense_crf_many(jobs(), crf_config(parameters), workers, backend)
+    results = dense_crf_many(jobs(), crf, workers)
     for name in progress(todo, "CRF"):
-        amplified, weakened = next(results), next(results)
+        amplified, weakened = (next(results).astype(np.float16) for _ in range(2))
         classes = np.concatenate([[0], load_cam_file(cams / f"{name}.npz")[0]])
         with atomic_path(out / f"{name}.npz") as temporary:
-            np.savez_compressed(
-                temporary,
-                classes=classes,
-                amplified=amplified.astype(np.float16),
-                weakened=weakened.astype(np.float16),
-            )
-    processes().wait()
+            np.savez_compressed(temporary, classes=classes, amplified=amplified, weakened=weakened)
+    processes().barrier()
 
 
 def confident_labels(path: Path, size: tuple[int, int]) -> Tensor:
@@ -162,19 +134,11 @@ def _crf_scores(path: Path) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
     def labels_of(averages: Tensor) -> Tensor:
         amplified, weakened = (classes[part.argmax(0)] for part in averages.chunk(2))
-        unsure = torch.full_like(amplified, 255)
+        unsure = torch.full_like(amplified, VOID)
         labels = torch.where(weakened == 0, 0, torch.where(amplified > 0, amplified, unsure))
         return torch.where(averages.sum(0) > _NO_SCORE, labels, unsure)
 
     return torch.cat(maps), labels_of
-
-
-def _build(backbone: str, seed: int, weights: Path | None) -> Any:
-    torch.manual_seed(seed)
-    net = create_affinity_net(backbone)
-    if weights is not None:
-        start_from(net, weights)
-    return net.to(pick_device())
 
 
 def train_affinitynet(
@@ -184,75 +148,64 @@ def train_affinitynet(
     seed: int,
     crf: Path,
     out: Path,
-    weights: Path | None = None,
+    init_checkpoint: Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
 ) -> History:
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
-    net = _build(backbone, seed, weights)
-    prepare_network(net, config)
-    device = pick_device()
-    wanted = Wanted(
-        config.precision,
-        target=lambda name, size: confident_labels(crf / f"{name}.npz", size),
-        scores=lambda name: _crf_scores(crf / f"{name}.npz"),
-    )
-    loader = training_views(folder, net, config.views, config.batch_size, wanted)
+    net = new_network(partial(create_affinity_net, backbone), seed, init_checkpoint)
+    spec = BatchSpec(config.precision, scores=lambda name: _crf_scores(crf / f"{name}.npz"))
+    loader = training_views(folder, net, config.views, config.batch_size, spec)
 
-    def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        with training_precision(device, config.precision):
-            features = net.from_frozen(batch.features, batch.images).float()
-        labels = affinity_labels(batch.target, radius=config.radius)
-        pairs = pair_affinity(features, radius=config.radius)
-        return {"affinity": affinity_loss(pairs, labels, correction=batch.correction)}
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return affinitynet_loss(net, batch, config)
 
-    def counts(batch: Any) -> Tensor:
-        return torch.stack([kind.sum() for kind in affinity_labels(batch.target, radius=config.radius)])
-
-    return train(
-        nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, precision=config.precision, accumulate=config.accumulate, counts=counts, seed=seed,
-        checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="AffinityNet",
-    )  # fmt: skip
+    modules = nn.ModuleDict({"net": net})
+    return train(modules, loader, loss, config=config, seed=seed, out=out, on_epoch=on_epoch, description="AffinityNet")
 
 
 def load_affinitynet(backbone: str, checkpoint: Path) -> Any:
     """The trained AffinityNet, in eval mode."""
-    net = _build(backbone, 0, None)
-    return load_trained(net, checkpoint)
+    return load_trained(new_network(partial(create_affinity_net, backbone), seed=0), checkpoint)
 
 
 @torch.inference_mode()
 def image_affinity(net: Any, image: np.ndarray, config: AffinityNetConfig) -> tuple[Tensor, tuple[int, int]]:
     """AffinityNet's pair affinities (D, n) of an image and the (h, w) of the map they belong to."""
     tensor = to_tensor(image)[None].to(next(net.parameters()).device)
-    with training_precision(tensor.device, config.precision):
-        features = net.from_frozen(net.frozen(tensor), tensor).float()
+    with autocast(tensor.device, config.precision):
+        features = net(tensor).float()
     if min(features.shape[-2:]) < 5:
-        side = min(image.shape[:2])
-        raise InputError(
-            f"image: expected a shorter side of which AffinityNet makes at least 5 pixels, got {side} pixels"
-        )
+        raise InputError(f"image: expected at least 5 pixels of AffinityNet's map a side, got {tuple(image.shape[:2])}")
     return pair_affinity(features, radius=config.radius)[0], (features.shape[-2], features.shape[-1])
 
 
 def walk(net: Any, image: np.ndarray, cam: np.ndarray, config: AffinityNetConfig) -> Tensor:
     """:func:`~wsss_nb.pseudo_labels.walk_cam` of a CAM (n, H, W) with AffinityNet's affinities: (n + 1, H, W)."""
     affinity, size = image_affinity(net, image, config)
-    return walk_cam(
-        torch.from_numpy(cam).to(affinity.device), affinity, size,
-        alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t,
-    )  # fmt: skip
+    maps = torch.from_numpy(cam).to(affinity.device)
+    return walk_cam(maps, affinity, size, alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t)
 
 
-def write_pseudo_labels(
-    net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path
-) -> None:
+def write_pseudo_labels(net: Any, folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path) -> None:
     """Random walk on every image of the split, argmax, ``out/NAME.png``; files that exist are kept."""
-    with fixed_weights():
-        for name in progress(processes().share(folder.names), f"random walk {folder.split}"):
-            if (out / f"{name}.png").exists():
-                continue
+    with folded_batch_norm():
+        for name in progress(unfinished(folder, out, ".png"), f"random walk {folder.split}"):
             classes, cam = load_cam_file(cams / f"{name}.npz")
             best = walk(net, folder.image(name), cam, config).argmax(0).cpu().numpy()
             save_label_map(out / f"{name}.png", np.concatenate([[0], classes])[best].astype(np.uint8))
-    processes().wait()
+    processes().barrier()
+
+
+def affinitynet_protocol(config: AffinityNetConfig, inference: InferenceConfig | None) -> dict[str, Any]:
+    """What label maps of :func:`write_pseudo_labels` were made with; ``inference`` made the CAMs, None: not known."""
+    views = {} if inference is None else {"scales": list(inference.scales), "flips": inference.flip}
+    return {
+        "stage": "affinitynet",
+        "background": f"power:{config.alpha_walk:g}",
+        "crf": False,
+        **views,
+        "max_normalized": True,
+        "image_labels": True,
+        "beta": config.beta,
+        "log_t": config.log_t,
+    }

@@ -1,8 +1,9 @@
-"""Stage 1: train a CAM network on image-level labels, compute CAMs, make label maps of them."""
+"""Stage 1: train a CAM network on image-level labels (Eq. 1-8), compute CAMs, make label maps of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +12,135 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.cam import class_activation_map, condition_on_labels
-from wsss_nb.data import VOCFolder, save_label_map, to_tensor
-from wsss_nb.files import atomic_path
-from wsss_nb.models import create_cam_net, create_seam_net, fixed_weights
+from wsss_nb.cam import class_activation_map, condition_on_labels, global_max_pool
+from wsss_nb.data.palette import save_label_map
+from wsss_nb.data.transforms import resize, to_tensor
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.models.backbone import folded_batch_norm
+from wsss_nb.models.cam_net import create_cam_net, create_seam_net
 from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
+from wsss_nb.sampling import classification_loss, image_level_loss
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
-from wsss_nb.stages.engine import prepare_network
-from wsss_nb.stages.loaders import training_views
-from wsss_nb.stages.loop import History, progress, train
-from wsss_nb.stages.objectives import paper_objective, seam_objective
-from wsss_nb.stages.processes import processes
-from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import Wanted, training_precision
-from wsss_nb.stages.weights import load_trained, start_from
+from wsss_nb.stages.loop import History, NotFiniteError, load_trained, new_network, train
+from wsss_nb.stages.seam import seam_loss
+from wsss_nb.stages.views import Batch, BatchSpec, autocast, scaled_size, training_views, unfinished
+from wsss_nb.system.files import atomic_path
+from wsss_nb.system.plugins import is_plugin, load_function
+from wsss_nb.system.processes import processes
+from wsss_nb.system.progress import progress
 
-__all__ = ["build_cam_net", "foreground_cam", "infer_cams", "load_cam", "pretrain_classifier", "train_cam"]
+__all__ = [
+    "build_cam_net",
+    "cam_loss",
+    "cam_protocol",
+    "equivariance_loss",
+    "find_posterior",
+    "foreground_cam",
+    "infer_cams",
+    "load_cam",
+    "pretrain_classifier",
+    "train_cam",
+]
 
-CHECKPOINT = "checkpoint.pt"
 PAIRED_PIXELS = 400_000  # a CPU runs larger views one by one: the activations of two would not fit its caches
+
+OnEpoch = Callable[[History], None]
+
+
+def find_posterior(name: str) -> Callable[[Tensor], Tensor]:
+    """What turns logits into maps: Eq. 1, or the function ``module:function`` in its place."""
+    return load_function(name, "posterior") if is_plugin(name) else class_activation_map
+
+
+def cam_loss(
+    net: Any, batch: Batch, config: CamConfig, similarity: FeatureSimilarityLoss, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Eq. 5 on the plain maps, max pooling on the revised ones, ER, ECR, and Eq. 6 on view 1.
+
+    Without ``config.siamese`` the network shows view 1 alone and neither PCM nor siamese terms enter.
+
+    Returns:
+        Named losses, already weighted; their sum is minimised.
+
+    Raises:
+        NotFiniteError: the logits are not finite; no pixel can be drawn from such a map.
+        ValueError: view 2 is missing where ``config.siamese`` asks for it.
+    """
+    activation = find_posterior(config.posterior)
+    views = [(batch.images, batch.features)]
+    if config.siamese:
+        if batch.small_images is None or batch.small_features is None:
+            raise ValueError("batch: expected view 2 (small_images, small_features) with siamese=True, got none")
+        views.append((batch.small_images, batch.small_features))
+    losses: dict[str, Tensor] = {}
+    cams, revised = [], []
+    for number, (images, features) in enumerate(views, start=1):
+        output = net(images, features, revise=config.siamese)
+        logits = output.logits.float()
+        if not logits.isfinite().all():
+            raise NotFiniteError(f"the logits of view {number} are not finite")
+        cams.append(activation(logits))  # Eq. 1
+        losses[f"classification{number}" if config.siamese else "classification"] = classification_loss(  # Eq. 2-5
+            cams[-1],
+            batch.labels,
+            config.lam,
+            num_samples=config.num_samples,
+            pooling=config.pooling,
+            logits=logits,
+            background=config.sample_background,
+            generator=generator,
+            eps=config.eps,
+        )
+        if config.siamese:
+            revised.append(activation(output.revised.float()))
+            losses[f"revised{number}"] = image_level_loss(global_max_pool(revised[-1]), batch.labels, config.eps)
+    if config.siamese:
+        losses |= equivariance_loss(cams[0], cams[1], revised[0], revised[1])
+    if config.fsl_weight > 0:
+        losses["similarity"] = config.fsl_weight * similarity(cams[0], batch.images)  # Eq. 6-8
+    if config.extra_loss:
+        term = load_function(config.extra_loss, "extra_loss")
+        losses[config.extra_loss] = term(cams[0], batch.images, batch.labels)
+    return losses
+
+
+def equivariance_loss(cam1: Tensor, cam2: Tensor, revised1: Tensor, revised2: Tensor) -> dict[str, Tensor]:
+    r"""Siamese terms of the release, equally weighted; view 1 is resized to view 2's map (bilinear, align_corners).
+
+    ER = mean|a1 - a2| + mean|r1 - r2| + mean|a1 - r1| + mean|a2 - r2|, ECR = mean|a1 - r2| + mean|a2 - r1|.
+
+    Args:
+        cam1, cam2: softmax maps of both views, (B, K, h1, w1) and (B, K, h2, w2).
+        revised1, revised2: the same of the PCM's revised logits.
+
+    Returns:
+        ``er`` and ``ecr``, scalars.
+    """
+    size = cam2.shape[-2:]
+    cam1, revised1 = (F.interpolate(maps, size, mode="bilinear", align_corners=True) for maps in (cam1, revised1))
+    pairs = [(cam1, cam2), (revised1, revised2), (cam1, revised1), (cam2, revised2)]
+    er = sum((a - b).abs().mean() for a, b in pairs)
+    ecr = (cam1 - revised2).abs().mean() + (cam2 - revised1).abs().mean()
+    return {"er": torch.as_tensor(er), "ecr": ecr}
 
 
 def build_cam_net(
-    backbone: str, num_classes: int, config: CamConfig, seed: int, weights: Path | None = None
+    backbone: str,
+    num_classes: int,
+    config: CamConfig,
+    seed: int,
+    init_checkpoint: Path | None = None,
+    *,
+    seam: bool = False,
 ) -> Any:
-    """A CAM net (or SEAM net) whose new layers are drawn from ``seed``; ``weights`` are an earlier classifier's."""
-    torch.manual_seed(seed)
-    create = create_seam_net if config.method == "seam" else create_cam_net
-    net = create(backbone, num_classes, freeze=config.freeze, dropout=config.dropout)
-    if weights is not None:
-        start_from(net, weights)
-    return net.to(pick_device())
+    """A CAM net (or SEAM's) whose new layers are drawn from ``seed``; ``init_checkpoint`` is an earlier classifier's."""
+    create = partial(create_seam_net if seam else create_cam_net, backbone, num_classes)
+    return new_network(partial(create, freeze=config.freeze, dropout=config.dropout), seed, init_checkpoint)
 
 
 def pretrain_classifier(
-    folder: VOCFolder,
-    backbone: str,
-    config: PretrainConfig,
-    seed: int,
-    out: Path,
-    on_epoch: Callable[[History], None] | None = None,
+    folder: VOCFolder, backbone: str, config: PretrainConfig, seed: int, out: Path, on_epoch: OnEpoch | None = None
 ) -> History:
     r"""Train a network without ImageNet weights as an ordinary classifier, BatchNorm in training mode.
 
@@ -60,24 +149,18 @@ def pretrain_classifier(
     \hat s_k = sum_ij softmax_ij(s_k) s_ijk (weights without gradient), between average pooling, which learns
     little from objects that fill a tenth of the image, and max pooling, which leaves features of one spot only.
     """
-    torch.manual_seed(seed)
-    net = create_cam_net(backbone, folder.num_classes, dropout=0.0, batch_norm="train").to(pick_device())
-    prepare_network(net, config)
-    device = pick_device()
-    loader = training_views(folder, net, config.views, config.batch_size)
+    net = new_network(partial(create_cam_net, backbone, folder.num_classes, dropout=0.0, batch_norm="train"), seed)
 
-    def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        with training_precision(device, config.precision):
-            logits = net.from_frozen(batch.features, batch.images, revise=False).logits.float()
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        with autocast(processes().device, config.precision):
+            logits = net(batch.images, batch.features, revise=False).logits.float()
         logits = logits[:, 1:].flatten(2)
         pooled = (logits.softmax(2).detach() * logits).sum(2)
         return {"classification": F.multilabel_soft_margin_loss(pooled, batch.labels[:, 1:])}
 
-    return train(
-        nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, precision=config.precision, accumulate=config.accumulate, seed=seed,
-        checkpoint=out / CHECKPOINT, on_epoch=on_epoch, description="pre-training",
-    )  # fmt: skip
+    loader = training_views(folder, net, config.views, config.batch_size)
+    modules, name = nn.ModuleDict({"net": net}), "pre-training"
+    return train(modules, loader, loss, config=config, seed=seed, out=out, on_epoch=on_epoch, description=name)
 
 
 def train_cam(
@@ -86,72 +169,70 @@ def train_cam(
     config: CamConfig,
     seed: int,
     out: Path,
-    weights: Path | None = None,
+    init_checkpoint: Path | None = None,
     cache: Path | None = None,
-    on_epoch: Callable[[History], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+    *,
+    seam: bool = False,
     description: str = "CAM",
 ) -> History:
     """Train the CAM network of one variant and seed; resumes from ``out/checkpoint.pt``.
 
     Reads images and image-level labels only. mu and sigma are logged every epoch, fixed or learned.
     """
-    net = build_cam_net(backbone, folder.num_classes, config, seed, weights)
-    prepare_network(net, config)
-    similarity = FeatureSimilarityLoss(
-        config.mu, config.sigma, config.learn_similarity, config.similarity_normalization
-    ).to(pick_device())
-    modules = nn.ModuleDict({"net": net, "similarity": similarity})
-    paired = config.siamese or config.method == "seam"
-    loader = training_views(
-        folder, net, config.views, config.batch_size,
-        Wanted(config.precision, small_scale=config.siamese_scale if paired else None), cache=cache,
-    )  # fmt: skip
-    device = pick_device()
+    device = processes().device
+    net = build_cam_net(backbone, folder.num_classes, config, seed, init_checkpoint, seam=seam)
+    similarity = FeatureSimilarityLoss(config.mu, config.sigma, config.learn_fsl, config.fsl_normalization).to(device)
+    spec = BatchSpec(config.precision, small_scale=config.siamese_scale if config.siamese or seam else None)
+    loader = training_views(folder, net, config.views, config.batch_size, spec, cache=cache)
 
-    def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        with training_precision(device, config.precision):
-            if config.method == "seam":
-                return seam_objective(net, batch, generator)
-            return paper_objective(net, batch, config, similarity, generator)
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        with autocast(device, config.precision):
+            return seam_loss(net, batch) if seam else cam_loss(net, batch, config, similarity, generator)
 
-    learned = [
-        {
-            "params": list(similarity.parameters()),
-            "lr": config.optimizer.learning_rate * config.similarity_learning_rate,
-            "weight_decay": 0.0,
-        }
-    ]
+    rate = config.optimizer.learning_rate * config.fsl_learning_rate
+    learned = [{"params": list(similarity.parameters()), "lr": rate, "weight_decay": 0.0}]
     return train(
-        modules, loader, objective, groups=net.parameter_groups(), config=config.optimizer, epochs=config.epochs,
-        precision=config.precision, accumulate=config.accumulate, seed=seed,
-        checkpoint=out / CHECKPOINT, extra_groups=learned if config.learn_similarity else None,
-        warmups={"similarity": config.similarity_warmup} if config.method == "paper" and config.similarity_weight else {},
+        nn.ModuleDict({"net": net, "similarity": similarity}),
+        loader,
+        loss,
+        config=config,
+        seed=seed,
+        out=out,
+        description=description,
+        extra_groups=learned if config.learn_fsl else None,
+        warmups={"similarity": config.fsl_warmup} if config.fsl_weight and not seam else {},
         record=lambda: {"mu": similarity.mu.item(), "sigma": similarity.sigma.item()},
-        on_epoch=on_epoch, description=description,
-    )  # fmt: skip
+        on_epoch=on_epoch,
+    )
 
 
-def load_cam(backbone: str, num_classes: int, config: CamConfig, checkpoint: Path) -> Any:
-    """The trained network of a ``train_cam`` folder, in eval mode."""
-    net = build_cam_net(backbone, num_classes, config, seed=0)
-    return load_trained(net, checkpoint)
+def load_cam(backbone: str, num_classes: int, config: CamConfig, checkpoint: Path, *, seam: bool = False) -> Any:
+    """The trained network of a :func:`train_cam` folder, in eval mode."""
+    return load_trained(build_cam_net(backbone, num_classes, config, seed=0, seam=seam), checkpoint)
 
 
-def _view_cam(net: Any, images: Tensor, labels: Tensor, config: CamConfig) -> Tensor:
+def _view_cam(net: Any, images: Tensor, labels: Tensor, config: CamConfig, seam: bool) -> Tensor:
     """Label-conditioned foreground maps (B, K - 1, h, w) of views, at map size."""
-    if config.method == "seam":
-        maps = F.relu(net(images).revised.float())[:, 1:] * labels[:, 1:, None, None]
-        return maps
-    output = net.from_frozen(net.frozen(images), images, revise=config.siamese)
-    cam = class_activation_map(output.logits.float())
+    if seam:
+        return F.relu(net(images).revised.float())[:, 1:] * labels[1:, None, None]
+    activation = find_posterior(config.posterior)
+    output = net(images, revise=config.siamese)
+    cam = activation(output.logits.float())
     if config.siamese:
-        cam = (cam + class_activation_map(output.revised.float())) / 2
-    return condition_on_labels(cam, labels)[:, 1:]
+        cam = (cam + activation(output.revised.float())) / 2
+    return condition_on_labels(cam, labels.expand(len(cam), -1))[:, 1:]
 
 
 @torch.inference_mode()
 def foreground_cam(
-    net: Any, image: np.ndarray, labels: np.ndarray, config: CamConfig, inference: InferenceConfig
+    net: Any,
+    image: np.ndarray,
+    labels: np.ndarray,
+    config: CamConfig,
+    inference: InferenceConfig,
+    *,
+    seam: bool = False,
 ) -> np.ndarray:
     """Foreground CAM of one image, mean over scales and flips: float32 (K - 1, H, W) in [0, 1].
 
@@ -161,7 +242,7 @@ def foreground_cam(
     divided by their maximum, being no probabilities.
     """
     device = next(net.parameters()).device
-    tensor = to_tensor(image)[None].to(device)
+    tensor = to_tensor(image).to(device)
     size = image.shape[:2]
     present = torch.from_numpy(labels).float().to(device)
     kept = present[1:].nonzero()[:, 0]  # the maps of all other classes are zero
@@ -169,28 +250,20 @@ def foreground_cam(
         return np.zeros((len(labels) - 1, *size), np.float32)
     total = torch.zeros(len(kept), *size, device=device)
     count = 0
-    with fixed_weights(), training_precision(device, config.precision):
+    with folded_batch_norm(), autocast(device, config.precision):
         for scale in inference.scales:
-            scaled = tensor
-            if scale != 1:
-                wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
-                scaled = F.interpolate(
-                    tensor, wanted, mode="bicubic", align_corners=False, antialias=scale < 1
-                ).clamp(0, 1)
-            views = torch.cat([scaled, scaled.flip(-1)]) if inference.flip else scaled
-            together = 1 if device.type == "cpu" and scaled[0, 0].numel() > PAIRED_PIXELS else 2
-            parts = [
-                _view_cam(net, part, present.expand(len(part), -1), config)[:, kept]
-                for part in views.split(together)
-            ]
+            scaled = tensor if scale == 1 else resize(tensor, scaled_size(size, scale, 16), antialias=scale < 1)
+            views = torch.stack([scaled, scaled.flip(-1)]) if inference.flip else scaled[None]
+            together = 1 if device.type == "cpu" and scaled[0].numel() > PAIRED_PIXELS else 2
+            parts = [_view_cam(net, part, present, config, seam)[:, kept] for part in views.split(together)]
             cam = torch.cat(parts)
             if inference.flip:
                 cam = torch.cat([cam[:1], cam[1:].flip(-1)])
             total += F.interpolate(cam, size, mode="bilinear", align_corners=False).sum(0)
             count += len(views)
     cam = torch.zeros(len(labels) - 1, *size, device=device).index_copy(0, kept, total / count)
-    if inference.max_normalize or config.method == "seam":
-        cam = normalize_maximum(cam, winner_take_all=inference.max_normalize)
+    if inference.max_normalize or seam:
+        cam = normalize_maximum(cam, winners_only=inference.max_normalize)
     return cam.cpu().numpy()
 
 
@@ -201,6 +274,7 @@ def infer_cams(
     inference: InferenceConfig,
     out: Path,
     *,
+    seam: bool = False,
     label_maps: bool = True,
 ) -> None:
     """Write each image's CAM (``NAME.npz``: classes, cam float16 (n, H, W)) and its label map (``NAME.png``).
@@ -210,17 +284,25 @@ def infer_cams(
     """
     rule = parse_background_rule(inference.background)
     labels = folder.labels()
-    with fixed_weights():
-        for name in progress(processes().share(folder.names), f"CAMs {folder.split}"):
-            target = out / f"{name}.npz"
-            if target.exists():
-                continue
-            cam = foreground_cam(net, folder.image(name), labels[name], config, inference)
+    with folded_batch_norm():
+        for name in progress(unfinished(folder, out, ".npz"), f"CAMs {folder.split}"):
+            cam = foreground_cam(net, folder.image(name), labels[name], config, inference, seam=seam)
             if label_maps:
-                save_label_map(
-                    out / f"{name}.png", label_map(add_background(torch.from_numpy(cam), rule)).numpy()
-                )
+                save_label_map(out / f"{name}.png", label_map(add_background(torch.from_numpy(cam), rule)).numpy())
             present = np.flatnonzero(labels[name][1:])
-            with atomic_path(target) as temporary:
+            with atomic_path(out / f"{name}.npz") as temporary:
                 np.savez_compressed(temporary, classes=present + 1, cam=cam[present].astype(np.float16))
-    processes().wait()
+    processes().barrier()
+
+
+def cam_protocol(inference: InferenceConfig, *, seam: bool = False) -> dict[str, Any]:
+    """What label maps of :func:`infer_cams` were made with, in the words that every score carries."""
+    return {
+        "stage": "cam",
+        "background": inference.background,
+        "crf": False,
+        "scales": list(inference.scales),
+        "flips": inference.flip,
+        "max_normalized": inference.max_normalize or seam,
+        "image_labels": True,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.crf import dense_crf_many
-from wsss_nb.data import VOCFolder, read_label_map, save_label_map, to_tensor
-from wsss_nb.models import create_deeplab, fixed_weights
+from wsss_nb.crf import dense_crf_many, resolved_crf
+from wsss_nb.data.palette import read_label_map, save_label_map
+from wsss_nb.data.transforms import to_tensor
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.models.backbone import folded_batch_norm
+from wsss_nb.models.deeplab import create_deeplab
 from wsss_nb.similarity import feature_similarity_loss
-from wsss_nb.stages.affinitynet import crf_config, resolved_crf
 from wsss_nb.stages.config import DeepLabConfig
-from wsss_nb.stages.engine import prepare_network
-from wsss_nb.stages.loaders import training_views
-from wsss_nb.stages.loop import History, progress, train
-from wsss_nb.stages.processes import processes
-from wsss_nb.stages.steps import pick_device
-from wsss_nb.stages.views import Wanted, training_precision
-from wsss_nb.stages.weights import load_trained, start_from
-from wsss_nb.workers import Workers
+from wsss_nb.stages.loop import History, load_trained, new_network, train
+from wsss_nb.stages.views import Batch, BatchSpec, autocast, scaled_size, training_views, unfinished
+from wsss_nb.system.config import VOID
+from wsss_nb.system.processes import processes
+from wsss_nb.system.progress import progress
+from wsss_nb.system.workers import Workers
 
-__all__ = ["load_deeplab", "predict", "train_deeplab", "write_predictions"]
-
-CHECKPOINT = "checkpoint.pt"
+__all__ = ["deeplab_loss", "deeplab_protocol", "load_deeplab", "predict", "train_deeplab", "write_predictions"]
 
 
-def _build(backbone: str, num_classes: int, seed: int, weights: Path | None) -> Any:
-    torch.manual_seed(seed)
-    net = create_deeplab(backbone, num_classes)
-    if weights is not None:
-        start_from(net, weights)
-    return net.to(pick_device())
+def deeplab_loss(net: Any, batch: Batch, config: DeepLabConfig) -> dict[str, Tensor]:
+    """Cross-entropy (255 ignored) between the upsampled logits and the pseudo-labels.
+
+    The extended release adds the feature-similarity loss of the softmax (Eq. 6), scaled as in stage 1. Several processes
+    divide by the number of labelled pixels of the whole batch.
+    """
+    crew = processes()
+    with autocast(crew.device, config.precision):
+        scores = net(batch.images, batch.features).float()
+    assert batch.target is not None
+    logits = F.interpolate(scores, batch.target.shape[-2:], mode="bilinear", align_corners=True)
+    count = crew.per_process((batch.target != VOID).sum())
+    if count is None:
+        segmentation = F.cross_entropy(logits, batch.target, ignore_index=VOID)
+    else:
+        segmentation = F.cross_entropy(logits, batch.target, ignore_index=VOID, reduction="sum") / count.clamp(min=1)
+    losses = {"segmentation": segmentation}
+    if config.fsl_weight > 0:
+        similarity = feature_similarity_loss(scores.softmax(1), batch.images, config.mu, config.sigma, "release")
+        losses["similarity"] = config.fsl_weight * similarity
+    return losses
 
 
 def train_deeplab(
@@ -46,52 +60,37 @@ def train_deeplab(
     seed: int,
     pseudo_labels: Path,
     out: Path,
-    weights: Path | None = None,
+    init_checkpoint: Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
 ) -> History:
-    """Cross-entropy (255 ignored) between the upsampled logits and ``pseudo_labels/NAME.png``.
-
-    The extended release adds ``similarity_weight`` times the feature-similarity loss of the softmax, scaled as in stage 1.
-    """
-    net = _build(backbone, folder.num_classes, seed, weights)
-    prepare_network(net, config)
-    device = pick_device()
+    """Train DeepLab on ``pseudo_labels/NAME.png``; resumes from ``out/checkpoint.pt``."""
+    net = new_network(partial(create_deeplab, backbone, folder.num_classes), seed, init_checkpoint)
 
     def target(name: str, size: tuple[int, int]) -> Tensor:
         labels = torch.from_numpy(read_label_map(pseudo_labels / f"{name}.png").astype(np.float32))
         return F.interpolate(labels[None, None], size, mode="nearest")[0, 0].long()
 
-    wanted = Wanted(config.precision, target=target, target_size="image")
-    loader = training_views(folder, net, config.views, config.batch_size, wanted)
+    def loss(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return deeplab_loss(net, batch, config)
 
-    def objective(batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        with training_precision(device, config.precision):
-            scores = net.from_frozen(batch.features, batch.images).float()
-        logits = F.interpolate(scores, batch.target.shape[-2:], mode="bilinear", align_corners=True)
-        segmentation = F.cross_entropy(logits, batch.target, ignore_index=255)
-        if batch.correction is not None:  # a part without any label has mean 0/0
-            segmentation = torch.where(batch.correction[0] > 0, batch.correction[0] * segmentation, 0)
-        losses = {"segmentation": segmentation}
-        if config.similarity_weight > 0:
-            similarity = feature_similarity_loss(scores.softmax(1), batch.images, config.mu, config.sigma)
-            losses["similarity"] = 2 * config.similarity_weight * similarity
-        return losses
-
-    def counts(batch: Any) -> Tensor:
-        return (batch.target != 255).sum()[None]
-
+    spec = BatchSpec(config.precision, target=target)
+    loader = training_views(folder, net, config.views, config.batch_size, spec)
     return train(
-        nn.ModuleDict({"net": net}), loader, objective, groups=net.parameter_groups(), config=config.optimizer,
-        epochs=config.epochs, iterations=config.iterations, precision=config.precision, accumulate=config.accumulate,
-        counts=counts, seed=seed, checkpoint=out / CHECKPOINT,
-        on_epoch=on_epoch, description="DeepLab",
-    )  # fmt: skip
+        nn.ModuleDict({"net": net}),
+        loader,
+        loss,
+        config=config,
+        iterations=config.iterations,
+        seed=seed,
+        out=out,
+        on_epoch=on_epoch,
+        description="DeepLab",
+    )
 
 
 def load_deeplab(backbone: str, num_classes: int, checkpoint: Path) -> Any:
     """The trained DeepLab, in eval mode."""
-    net = _build(backbone, num_classes, 0, None)
-    return load_trained(net, checkpoint)
+    return load_trained(new_network(partial(create_deeplab, backbone, num_classes), seed=0), checkpoint)
 
 
 @torch.inference_mode()
@@ -103,13 +102,11 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     tensor = to_tensor(image)[None].to(next(net.parameters()).device)
     size = tensor.shape[-2:]
     views = []
-    with fixed_weights(), training_precision(tensor.device, config.precision):
+    with folded_batch_norm(), autocast(tensor.device, config.precision):
         for scale in config.scales:
-            wanted = (max(16, round(size[0] * scale)), max(16, round(size[1] * scale)))
+            sides = scaled_size(size, scale, 16)
             scaled = (
-                tensor
-                if scale == 1
-                else F.interpolate(tensor, wanted, mode=config.interpolation, align_corners=False)
+                tensor if scale == 1 else F.interpolate(tensor, sides, mode=config.interpolation, align_corners=False)
             )
             for mirrored in (False, True) if config.flip else (False,):
                 logits = net(scaled.flip(-1) if mirrored else scaled).float()
@@ -118,9 +115,7 @@ def predict(net: Any, image: np.ndarray, config: DeepLabConfig) -> np.ndarray:
     return torch.stack(views).mean(0).softmax(0).cpu().numpy()
 
 
-def write_predictions(
-    net: Any, folder: VOCFolder, config: DeepLabConfig, out: Path, workers: Workers
-) -> None:
+def write_predictions(net: Any, folder: VOCFolder, config: DeepLabConfig, out: Path, workers: Workers) -> None:
     """Label maps of the split, ``out/NAME.png``, with the CRF in ``workers``; files that exist are kept.
 
     No image-level labels are used: this is the final segmentation.
@@ -128,8 +123,7 @@ def write_predictions(
     Raises:
         InputError: the CRF's backend cannot be had.
     """
-    mine = processes().share(folder.names)
-    todo = [name for name in mine if not (out / f"{name}.png").exists()]
+    todo = unfinished(folder, out, ".png")
 
     def jobs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for name in todo:
@@ -139,11 +133,22 @@ def write_predictions(
     if config.crf is None:
         results: Iterator[np.ndarray] = (probabilities for _, probabilities in jobs())
     else:
-        crf = resolved_crf(config.crf)  # here, for "cuda" computes in this process
-        results = dense_crf_many(jobs(), crf_config(crf), workers, crf.backend)
-    with fixed_weights():
-        for name, scores in progress(
-            zip(todo, results, strict=True), f"segmentation {folder.split}", len(todo)
-        ):
+        results = dense_crf_many(jobs(), resolved_crf(config.crf), workers)  # resolved here, where "cuda" computes
+    with folded_batch_norm():
+        pairs = zip(todo, results, strict=True)
+        for name, scores in progress(pairs, f"segmentation {folder.split}", len(todo)):
             save_label_map(out / f"{name}.png", scores.argmax(0).astype(np.uint8))
-    processes().wait()
+    processes().barrier()
+
+
+def deeplab_protocol(config: DeepLabConfig) -> dict[str, Any]:
+    """What label maps of :func:`write_predictions` were made with."""
+    crf = None if config.crf is None else resolved_crf(config.crf).model_dump(mode="json")
+    return {
+        "stage": "deeplab",
+        "background": "network",
+        "crf": crf,
+        "scales": list(config.scales),
+        "flips": config.flip,
+        "image_labels": False,
+    }

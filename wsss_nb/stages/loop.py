@@ -1,42 +1,61 @@
-"""The one training loop that all three stages share: SGD with polynomial decay, resumable at every epoch."""
+"""The one training loop of all three stages: SGD with polynomial decay, resumable at every epoch.
+
+Which generator draws what: ``torch.manual_seed(seed)`` the new layers of a network; :func:`epoch_seed` of seed and epoch the
+order of the images, flips and sizes, dropout (the default generator) and the draws of Eq. 4 (the generator that a loss is
+given); ``seeded_generator(epoch_seed, index)`` the augmentation of one image. So an epoch can be repeated without its
+predecessors.
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
-from wsss_nb.stages.checkpoints import load_training, save_training
-from wsss_nb.stages.config import OptimizerConfig
-from wsss_nb.stages.engine import Counts, NotFiniteError, Objective, Step, parts_of
+from wsss_nb.models.checkpoint import load_checkpoint, read_state_dict
+from wsss_nb.stages.config import OptimizerConfig, TrainingConfig
+from wsss_nb.stages.views import Views
+from wsss_nb.system.errors import DiskFullError, InputError
+from wsss_nb.system.files import atomic_path
+from wsss_nb.system.placement import slice_of_batch
+from wsss_nb.system.processes import processes
+from wsss_nb.system.progress import progress
 
-__all__ = ["History", "Loader", "TrainingError", "build_optimizer", "epoch_seed", "progress", "train"]
+__all__ = [
+    "CHECKPOINT",
+    "History",
+    "Loss",
+    "NotFiniteError",
+    "TrainingError",
+    "build_optimizer",
+    "epoch_seed",
+    "load_trained",
+    "new_network",
+    "train",
+]
+
+CHECKPOINT = "checkpoint.pt"
 
 History = list[dict[str, float]]
+Loss = Callable[[Any, torch.Generator], dict[str, Tensor]]
+"""Batch and generator -> named losses (scalars), already weighted."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (logits or loss not finite, GPU memory spent); the last good checkpoint is kept."""
+    """Training cannot go on (logits or loss not finite, memory spent); the last good checkpoint is kept."""
 
 
-class Loader(Protocol):
-    """Batches of one epoch, a pure function of its seed; of several processes, each yields its own rows of them."""
-
-    steps: int
-    batch_size: int  # over all processes; asked for where there are several
-
-    def epoch(self, seed: int) -> Iterator[Any]:
-        """Yield ``steps`` batches; the same seed gives the same batches."""
+class NotFiniteError(ArithmeticError):
+    """What a network gave, or a loss, is not finite; the loop adds where and ends the training."""
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -44,96 +63,74 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 17) % (2**31)
 
 
-def progress(items: Any, description: str, total: int | None = None, interval: float = 60.0) -> Any:
-    """A progress bar at a terminal or in Jupyter; in a log, a plain line every ``interval`` seconds.
-
-    Nothing in workers and where notebooks run without a reader (WSSS_NB_HEADLESS): those who started them speak.
-    """
-    if os.environ.get("WSSS_NB_HEADLESS"):
-        return iter(items)
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        return tqdm(items, desc=description, total=total, leave=False)
-    return _with_lines(items, description, len(items) if total is None else total, interval)
-
-
-def _with_lines(items: Iterable[Any], description: str, total: int, interval: float) -> Iterator[Any]:
-    last = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - last > interval:
-            last = time.monotonic()
-            print(f"{description}: {done} of {total}", flush=True)
-        yield item
+def new_network(create: Callable[[], nn.Module], seed: int, init_checkpoint: Path | None = None) -> Any:
+    """A network whose new layers are drawn from ``seed``; its backbone's weights are those of ``init_checkpoint``."""
+    torch.manual_seed(seed)
+    net: Any = create()
+    if init_checkpoint is not None:
+        load_checkpoint(net, init_checkpoint, part="backbone")
+    return net.to(processes().device)
 
 
 def build_optimizer(
     groups: Mapping[str, list[nn.Parameter]], config: OptimizerConfig, extra: list[dict[str, Any]]
 ) -> torch.optim.SGD:
     """SGD with the rate and decay of each parameter group, see :class:`OptimizerConfig`; ``extra`` are further groups."""
-    rate, head = config.learning_rate, config.learning_rate * config.head_multiplier
-    settings = {
-        "pretrained_weights": (rate, config.weight_decay),
-        "pretrained_biases": (2 * rate, 0.0),
-        "new_weights": (head, config.weight_decay),
-        "new_biases": (2 * head, 0.0),
-    }
+    rates = {"pretrained": config.learning_rate, "new": config.learning_rate * config.head_multiplier}
+    kinds = (("weights", 1, config.weight_decay), ("biases", 2, 0.0))
     parameters = [
-        {"params": groups[name], "lr": lr, "weight_decay": decay}
-        for name, (lr, decay) in settings.items()
-        if groups.get(name)
+        {"params": groups[f"{part}_{kind}"], "lr": factor * rate, "weight_decay": decay}
+        for part, rate in rates.items()
+        for kind, factor, decay in kinds
+        if groups.get(f"{part}_{kind}")
     ]
-    return torch.optim.SGD(parameters + extra, lr=rate, momentum=config.effective_momentum)
+    momentum = config.weight_decay if config.decay_as_momentum else config.momentum
+    return torch.optim.SGD(parameters + extra, lr=config.learning_rate, momentum=momentum)
 
 
-def _rise(step: int, total: int, share: float) -> float:
+def _warmed_up(step: int, total: int, share: float) -> float:
     """From 0 to 1, linear over a share of the steps."""
     return min(1.0, (step + 1) / (share * total)) if share else 1.0
 
 
 def _schedule(step: int, total: int, config: OptimizerConfig) -> float:
-    return _rise(step, total, config.warmup) * (1 - step / total) ** config.power
+    return _warmed_up(step, total, config.warmup) * (1 - step / total) ** config.power
 
 
 def train(
     modules: nn.ModuleDict,
-    loader: Loader,
-    objective: Objective,
+    loader: Views,
+    loss: Loss,
     *,
-    groups: Mapping[str, list[nn.Parameter]],
-    config: OptimizerConfig,
-    epochs: int,
+    config: TrainingConfig,
     seed: int,
-    checkpoint: Path,
+    out: Path,
+    description: str,
     iterations: int | None = None,
-    precision: str = "float32",
-    accumulate: int = 1,
-    counts: Counts | None = None,
     extra_groups: list[dict[str, Any]] | None = None,
-    warmups: Mapping[str, float] = MappingProxyType({}),
+    warmups: Mapping[str, float] | None = None,
     record: Callable[[], dict[str, float]] = dict,
     on_epoch: Callable[[History], None] | None = None,
-    description: str = "training",
     interval: float = 30.0,
 ) -> History:
-    """Minimise the sum of ``objective``'s losses; lr(t) = lr_0 (1 - t / max)^power with t in steps.
+    """Minimise the sum of the losses; lr(t) = lr_0 (1 - t / max)^power with t in steps.
 
     Every epoch draws its randomness from ``epoch_seed(seed, epoch)`` alone and ends in a checkpoint
     (modules, optimiser, place in the schedule, history, random states), written atomically. So a killed run, started
-    again, ends with the same weights on a CPU as an undisturbed one.
-
-    A batch may be computed in parts and by several processes. Draws belong to an image's place in the whole batch, so
-    that neither changes more than the order of sums, but for BatchNorm that is trained: it sees a part of the batch.
+    again, ends with the same weights on a CPU as an undisturbed one. Several processes share each batch: draws belong to
+    an image's place in the whole batch, so that this changes no more than the order of sums, but for BatchNorm that is
+    trained on CPUs.
 
     Args:
-        modules: everything trained, under stable names.
+        modules: everything trained, under stable names; "net" is the network.
         loader: batches of an epoch from a seed.
-        objective: batch, generator -> named losses (scalars), already weighted; may raise :class:`NotFiniteError`.
-        groups: parameters by ``pretrained_weights``, ``pretrained_biases``, ``new_weights``, ``new_biases``.
-        epochs: passes over the loader.
-        iterations: steps in all, in place of ``epochs``; the last epoch ends early.
-        precision: "float16" scales the loss; the objective itself chooses its precision.
-        accumulate: parts that a process computes its rows in, one after the other.
-        counts: see :func:`~wsss_nb.stages.engine.parts_of`; asked only where a batch is split.
-        extra_groups: further groups in torch.optim's form, decayed by the same schedule.
+        loss: what is minimised; may raise :class:`NotFiniteError`.
+        config: epochs, optimiser, precision ("float16" scales the loss), compiling.
+        seed: of the draws.
+        out: folder of the checkpoint.
+        description: of the training, for messages.
+        iterations: steps in all, in place of ``config.epochs``; the last epoch ends early.
+        extra_groups: further parameter groups in torch.optim's form, decayed by the same schedule.
         warmups: named losses whose weight rises linearly from 0 over this share of the steps.
         record: values to log once an epoch beside the losses (mu and sigma, say).
         on_epoch: called with the history after each epoch (live plots).
@@ -143,87 +140,80 @@ def train(
         One row an epoch: mean of each loss, ``epoch``, ``step``, ``seconds`` and what ``record`` gives.
 
     Raises:
-        TrainingError: a loss, or what it is computed of, is not finite, the GPU's memory does not suffice, or not all
+        TrainingError: a loss, or what it is computed of, is not finite, the memory does not suffice, or not all
             processes find the same checkpoint.
         DiskFullError: no room for a checkpoint; the one before is kept.
         InputError: the checkpoint found does not fit.
     """
-    optimizer = build_optimizer(groups, config, extra_groups or [])
+    net: Any = modules["net"]
+    crew = processes()
+    if crew.count > 1 and crew.device.type == "cuda":
+        net.synchronise_batch_norm()
+    optimizer = build_optimizer(net.parameter_groups(), config.optimizer, extra_groups or [])
     initial = [group["lr"] for group in optimizer.param_groups]
-    total = iterations or epochs * loader.steps
+    # small float16 gradients would round to zero
+    scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "float16")
+    total = iterations or config.epochs * loader.steps
     epochs = math.ceil(total / loader.steps)
-    start = 0
-    history: History = []
-    work = Step(modules, objective, precision)
-    crew, scaler = work.crew, work.scaler
+    start, history = 0, History()
+    checkpoint = out / CHECKPOINT
     if checkpoint.exists():
-        found = load_training(checkpoint, modules, optimizer, scaler)
-        start, history = found["epoch"], found["history"]
+        start, history = _load(checkpoint, modules, optimizer, scaler)
         if start < epochs:
             print(f"{description}: resumes from epoch {start} of {epochs} ({checkpoint.name})", flush=True)
-    starts = torch.zeros(crew.count)
-    starts[crew.index] = start
-    starts = crew.sum(starts)  # and nobody writes before all have read
-    if starts.unique().numel() > 1:
-        raise TrainingError(
-            f"{description}: expected all processes to find the same {checkpoint.name}, got those of epochs "
-            f"{starts.int().tolist()}; the same command carries on once all machines see the file"
-        )
+    _check_same_start(start, description)
+    if config.compile:
+        _compile(net, description)
+    compute = loss if crew.count == 1 else crew.wrap(_Losses(modules, loss))
     last_line = time.monotonic()
     for epoch in range(start, epochs):
         begun = time.monotonic()
         torch.manual_seed(epoch_seed(seed, epoch))
-        generator = torch.Generator(work.device).manual_seed(epoch_seed(seed, epoch))
+        generator = torch.Generator(crew.device).manual_seed(epoch_seed(seed, epoch))
         modules.train()
         sums: dict[str, float] = {}
-        steps = min(loader.steps, total - epoch * loader.steps)
-        batches = progress(
-            islice(loader.epoch(epoch_seed(seed, epoch)), steps), f"{description} {epoch + 1}/{epochs}", steps
-        )
-        step = epoch * loader.steps
+        first = step = epoch * loader.steps
+        steps = min(loader.steps, total - first)
+        batches = islice(loader.epoch(epoch_seed(seed, epoch)), steps)
         try:
-            for step, batch in enumerate(batches, start=epoch * loader.steps):
-                factor = _schedule(step, total, config)
+            for step, batch in enumerate(progress(batches, f"{description} {epoch + 1}/{epochs}", steps), first):
+                factor = _schedule(step, total, config.optimizer)
                 for group, rate in zip(optimizer.param_groups, initial, strict=True):
                     group["lr"] = rate * factor
                 optimizer.zero_grad(set_to_none=True)
-                parts = parts_of(
-                    batch, accumulate, loader.batch_size if crew.count > 1 else None, crew, counts
-                )
-                rewind = work.rewinder(generator, len(parts))
-                for part in parts:
-                    rewind()
-                    with work.gradients_of(part):
-                        losses = work.losses(part, generator)
-                        for name, share in warmups.items():
-                            losses[name] = losses[name] * _rise(step, total, share)
-                        loss = torch.stack(list(losses.values())).sum()
-                        if not math.isfinite(loss.item()):
-                            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                            raise NotFiniteError(f"the loss is not finite ({values})")
-                        work.backward(loss, part)
-                    for name, value in losses.items():
-                        sums[name] = sums.get(name, 0.0) + value.item() * part.share
+                first_row, rows = crew.rows(loader.batch_size)[0], loader.batch_size
+                with slice_of_batch(first_row, rows) if crew.count > 1 else nullcontext():
+                    losses: dict[str, Tensor] = compute(batch, generator)
+                for name, share in (warmups or {}).items():
+                    losses[name] = losses[name] * _warmed_up(step, total, share)
+                whole = torch.stack(list(losses.values())).sum()
+                if not math.isfinite(whole.item()):
+                    values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                    raise NotFiniteError(f"the loss is not finite ({values})")
+                scaler.scale(whole).backward()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
                 scaler.step(optimizer)
                 scaler.update()
-        except NotFiniteError as error:
-            raise TrainingError(
-                f"{description}: {error} at epoch {epoch + 1}, step {step}; {_kept(epoch)}, try a smaller learning_rate"
-            ) from error
-        except torch.cuda.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{description}: the GPU's memory does not suffice at epoch {epoch + 1}, step {step}; {_kept(epoch)}, "
-                "try a larger accumulate, precision bfloat16, or more processes"
-            ) from error
+        except (NotFiniteError, RuntimeError) as error:
+            on_gpu = isinstance(error, torch.cuda.OutOfMemoryError)
+            if isinstance(error, NotFiniteError):
+                what, advice = str(error), "a smaller learning_rate"
+            elif on_gpu or "DefaultCPUAllocator" in str(error):
+                what = ("the GPU's memory" if on_gpu else "the memory") + " does not suffice"
+                advice = "precision bfloat16, a smaller batch or more processes"
+            else:
+                raise
+            kept = f"the checkpoint of epoch {epoch} is kept" if epoch else "there is no checkpoint yet"
+            where = f"{description}: {what} at epoch {epoch + 1}, step {step}"
+            raise TrainingError(f"{where}; {kept}, try {advice}") from error
         summed = crew.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
-        means = {name: value / steps for name, value in zip(sums, summed, strict=True)}
-        seconds = time.monotonic() - begun
-        done = epoch * loader.steps + steps
-        history.append({"epoch": epoch + 1, "step": done, **means, **record(), "seconds": seconds})
+        means = {name: value / (steps * crew.count) for name, value in zip(sums, summed, strict=True)}
+        row = {"epoch": epoch + 1, "step": first + steps, **means, **record(), "seconds": time.monotonic() - begun}
+        history.append(row)
         if crew.is_main:
-            place = {"epoch": epoch + 1, "step": done, "history": history}
-            save_training(checkpoint, modules, optimizer, scaler, place)
-        crew.wait()
+            _save(checkpoint, modules, optimizer, scaler, history)
+        crew.barrier()
         if on_epoch is not None:
             on_epoch(history)
         if time.monotonic() - last_line > interval:
@@ -234,5 +224,105 @@ def train(
     return history
 
 
-def _kept(epoch: int) -> str:
-    return f"the checkpoint of epoch {epoch} is kept" if epoch else "there is no checkpoint yet"
+class _Losses(nn.Module):
+    """What is trained and its loss as one module, because gradients are averaged by its wrapper."""
+
+    def __init__(self, trained: nn.ModuleDict, loss: Loss) -> None:
+        super().__init__()
+        self.trained, self.loss = trained, loss
+
+    def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.loss(batch, generator)
+
+
+def _compile(net: Any, description: str) -> None:
+    if processes().device.type == "cuda":
+        net.compile()
+    else:
+        print(f"{description}: compile is for GPUs, goes on without", flush=True)
+
+
+def _check_same_start(start: int, description: str) -> None:
+    """All processes read the same checkpoint; and nobody writes before all have read."""
+    crew = processes()
+    starts = torch.zeros(crew.count)
+    starts[crew.index] = start
+    starts = crew.sum(starts)
+    if starts.unique().numel() > 1:
+        raise TrainingError(
+            f"{description}: expected all processes to find the same {CHECKPOINT}, got those of epochs "
+            f"{starts.int().tolist()}; the same command carries on once all machines see the file"
+        )
+
+
+def load_trained(net: nn.Module, checkpoint: Path) -> Any:
+    """Put the trained weights of a :func:`train` checkpoint into ``net`` and return it in eval mode.
+
+    Raises:
+        InputError: the file is missing, damaged or of another network.
+    """
+    try:
+        net.load_state_dict(read_state_dict(checkpoint))
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint}: expected weights of {type(net).__name__}, got other ones") from error
+    return net.eval()
+
+
+def _save(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: Any, history: History) -> None:
+    """Write a checkpoint in one move: the old one stays until the new one is complete."""
+    state = {
+        "modules": modules.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "random": _random_states(),
+        "epoch": history[-1]["epoch"],
+        "history": history,
+    }
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's own writer gives no OSError
+            known = ("PytorchStreamWriter", "write failed", "iostream error", "inline_container")
+            if not any(words in str(error) for words in known):
+                raise
+            raise DiskFullError(f"{path}: expected room for a checkpoint, got a failed write") from error
+
+
+def _load(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: Any) -> tuple[int, History]:
+    """Put a checkpoint back, random states included: its epoch and history."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        if scaler.is_enabled() and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        _restore_random_states(state["random"])
+        return int(state["epoch"]), list(state["history"])
+    except Exception as error:  # torch.load raises many types on a damaged file
+        first = next(iter(str(error).splitlines()), "an incomplete file")
+        raise InputError(
+            f"{path}: expected a checkpoint of this model, got {type(error).__name__}: {first}; "
+            "remove it to train from the start"
+        ) from error
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of all generators in tensors and plain values: Python, NumPy, torch and every GPU."""
+    numpy: Any = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    return {
+        "python": random.getstate(),
+        "numpy": numpy | {"state": {"key": key, "pos": numpy["state"]["pos"]}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    """Put :func:`_random_states` back; GPUs that are not there any more are left out."""
+    random.setstate(states["python"])
+    key = states["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state(states["numpy"] | {"state": {"key": key, "pos": states["numpy"]["state"]["pos"]}})
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from wsss_nb.coverage import PartCoverage
-from wsss_nb.data import VOCFolder, read_label_map
-from wsss_nb.metrics import ContourFScore, MeanIoU
-from wsss_nb.stages.processes import processes
-from wsss_nb.workers import Workers, finished_results
+from wsss_nb.data.palette import read_label_map
+from wsss_nb.data.voc import VOCFolder
+from wsss_nb.metrics import ContourFScore, MeanIoU, PartCoverage
+from wsss_nb.system.processes import processes
+from wsss_nb.system.workers import Workers, finished_results
 
 __all__ = ["part_coverage", "score_label_maps"]
 
@@ -24,11 +24,7 @@ Void: TypeAlias = Literal["background", "masked"]
 
 
 def score_label_maps(
-    folder: VOCFolder,
-    predictions: Path,
-    protocol: dict[str, Any],
-    void: Void = "background",
-    workers: Workers = 0,
+    folder: VOCFolder, predictions: Path, protocol: dict[str, Any], void: Void = "background", workers: Workers = 0
 ) -> dict[str, Any]:
     """mIoU and contour F of ``predictions/NAME.png`` against the masks of ``folder``.
 
@@ -41,14 +37,13 @@ def score_label_maps(
         ``confusion`` (K, K; rows are the truth), ``matches`` (K - 1, 4).
     """
     crew = processes()
-    names = crew.share(folder.names)
+    names = crew.shard(folder.names)
     parts = [names[start : start + SHARD] for start in range(0, len(names), SHARD)]
     if len(parts) <= 1 or workers in (0, 1):
         area, contour = _counted(folder, names, predictions, void)
     else:
         jobs = {f"{part[0]} to {part[-1]}": (folder.subset(part), part, predictions, void) for part in parts}
-        counted = [metrics for _, metrics in finished_results(_counted, jobs, workers, "scoring")]
-        (area, contour), *others = counted
+        (area, contour), *others = [metrics for _, metrics in finished_results(_counted, jobs, workers, "scoring")]
         for other in others:
             for whole, piece in zip((area, contour), other, strict=True):
                 for state, counts in piece.metric_state.items():
@@ -57,14 +52,9 @@ def score_label_maps(
         area.to(crew.device)
         contour.to(crew.device)
     areas, contours = area.compute(), contour.compute()
+    facts = {"void": void, "contour_classes": "present", "images": len(folder.names)}
     return {
-        "protocol": {
-            "split": folder.split,
-            **protocol,
-            "void": void,
-            "contour_classes": "present",
-            "images": len(folder.names),
-        },
+        "protocol": {"split": folder.split, **protocol, **facts},
         "miou": float(areas["miou"]),
         "contour_f": float(contours["contour_f"]),
         "iou": _jsonable(areas["iou"]),
@@ -74,9 +64,7 @@ def score_label_maps(
     }
 
 
-def _counted(
-    folder: VOCFolder, names: Sequence[str], predictions: Path, void: Void
-) -> tuple[MeanIoU, ContourFScore]:
+def _counted(folder: VOCFolder, names: Sequence[str], predictions: Path, void: Void) -> tuple[MeanIoU, ContourFScore]:
     area = MeanIoU(folder.num_classes)
     contour = ContourFScore(folder.num_classes, void=void, present_only=True)
     for name in names:
@@ -92,7 +80,7 @@ def _jsonable(values: Iterable[Any]) -> list[float | None]:
 
 
 def part_coverage(folder: VOCFolder, predictions: Path) -> dict[str, float] | None:
-    """:func:`~wsss_nb.coverage.coverage` of the split, of the parts that occur; None without part masks."""
+    """:func:`~wsss_nb.metrics.PartCoverage` of the split, of the parts that occur; None without part masks."""
     if not folder.has_parts:
         return None
     metric = PartCoverage()

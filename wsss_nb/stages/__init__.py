@@ -1,0 +1,1 @@
+"""The three stages: losses, training, inference, scores."""
