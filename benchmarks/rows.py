@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure import Row, Setup
 from benchmarks.references import all_pairs_loss, contour_by_dilation, dense_random_walk, one_view_at_a_time
 from wsss_nb.affinity import pair_indices, random_walk
-from wsss_nb.metrics import contour_matches
+from wsss_nb.counts import contour_matches
 from wsss_nb.similarity import feature_similarity_loss
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from wsss_nb.counts import confusion_matrix, iou, mean_iou
-from wsss_nb.data.palette import read_label_map, save_label_map
+from wsss_nb.data.voc import read_label_map, save_label_map
 from wsss_nb.variants import SEAM, Variant, find_variant, lambda_variant
 
 SUFFIX = "1a2b3c4d"  # of every step's folder

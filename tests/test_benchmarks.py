@@ -20,7 +20,7 @@ from benchmarks.references import all_pairs_loss, contour_by_dilation, dense_ran
 from benchmarks.rows import ROWS, _close, pixels_times_window
 from wsss_nb import teach as widgets
 from wsss_nb.affinity import pair_indices, random_walk
-from wsss_nb.metrics import contour_matches
+from wsss_nb.counts import contour_matches
 from wsss_nb.similarity import feature_similarity_loss
 
 TARGETS = {

@@ -48,7 +48,7 @@ def test_a_difference_counts_pixels_and_marginals() -> None:
     image = load_photo("coffee", 40).image.copy()
     scores = smooth_scores(3, *image.shape[:2])
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
-    native = dense_crf(image, scores, iterations=2, backend="pydensecrf")
+    native = dense_crf(image, scores, 2, backend="pydensecrf")
     ours = dense_crf_torch(image, scores, CRFConfig(iterations=2))
     found = difference("coffee", 40, 3, config=CRFConfig(iterations=2))
     same = sum(a == b for a, b in zip(native.argmax(0).flat, ours.argmax(0).flat, strict=True))

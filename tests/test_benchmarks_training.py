@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import torch
 from benchmarks import ablation, training
 from benchmarks.training import STAGES, hours_of, steps_of, summary, training_row
 from wsss_nb.data import make_synthetic
-from wsss_nb.models.cam_net import create_cam_net
 from wsss_nb.models.checkpoint import identify_network
 from wsss_nb.models.efficientnet import EfficientNetLite0
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES, create_cam_net
 from wsss_nb.models.resnet38 import ResNet38
 from wsss_nb.run.pipeline import train_cam
 from wsss_nb.run.prepare import open_run
@@ -64,7 +62,7 @@ def test_steps_and_hours_by_hand() -> None:
 
 def test_a_step_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is counted by hand: every look at the clock is a second later; the loss alone and the step take one each."""
-    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: Slim(freeze), deeplab_width=32)
+    spec = BACKBONES["resnet38"]._replace(build=Slim, deeplab_width=32)
     monkeypatch.setitem(BACKBONES, "resnet38", spec)
     clock = iter(range(10_000))
     monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
@@ -83,7 +81,7 @@ def test_a_step_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little for all pairs of pixels: the step's own numbers stay; too little for a step: the row says so."""
-    spec = replace(BACKBONES["resnet38"], build=lambda stride, freeze: Slim(freeze), deeplab_width=32)
+    spec = BACKBONES["resnet38"]._replace(build=Slim, deeplab_width=32)
     monkeypatch.setitem(BACKBONES, "resnet38", spec)
     paper, cpu = load_profile("paper"), torch.device("cpu")
 

@@ -173,6 +173,13 @@ def test_slips_are_named(check, answer, words):
     assert not verdict and words in verdict.message and repr(verdict).startswith("✗ "), verdict
 
 
+def test_every_slip_is_explained_and_every_explanation_used(monkeypatch):
+    seen = set()
+    monkeypatch.setattr(checks, "_problem", lambda function, inputs, right, slips: seen.update(slips))
+    assert all(check(SOLUTIONS[check]).message == checks._SAID[check.__name__]["praise"] for check in SOLUTIONS)
+    assert seen == {words for said in checks._SAID.values() for name, words in said.items() if name != "praise"}
+
+
 @pytest.mark.parametrize("check", SOLUTIONS, ids=lambda check: check.__name__)
 def test_unfinished_and_broken_answers(check):
     def stub(*arguments):

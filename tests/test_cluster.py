@@ -21,7 +21,7 @@ import torch
 from wsss_nb import cli, crf
 from wsss_nb.crf import CRFConfig, dense_crf_many, resolved_crf
 from wsss_nb.data import VOCFolder
-from wsss_nb.data.palette import save_label_map
+from wsss_nb.data.voc import save_label_map
 from wsss_nb.run import pipeline, prepare
 from wsss_nb.run.prepare import open_run
 from wsss_nb.run.profiles import load_profile

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from archive_server import Server, serve
 
-from wsss_nb.data.download import Archive, check_archive, fetch
-from wsss_nb.data.voc2012 import read_archive
+from wsss_nb.data.voc2012 import Archive, check_archive, fetch, read_archive
 from wsss_nb.system.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_nb.data.labels import (
+from wsss_nb.data.layout import (
     VOC_CLASSES,
     label_vector,
     labels_from_csv,

@@ -13,9 +13,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from tools.msrc import MSRC_CLASSES, build_msrc, main, msrc_mask, msrc_split
-from wsss_nb.data.labels import VOC_CLASSES
-from wsss_nb.data.palette import read_label_map
-from wsss_nb.data.voc import VOCFolder, check_folder
+from wsss_nb.data.layout import VOC_CLASSES
+from wsss_nb.data.voc import VOCFolder, check_folder, read_label_map
 from wsss_nb.system.errors import InputError
 
 # the annotation's class -> VOC's id, from the two published lists

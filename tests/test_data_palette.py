@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_nb.data.palette import colorize, read_label_map, save_label_map, voc_colormap
+from wsss_nb.data.voc import colorize, read_label_map, save_label_map, voc_colormap
 from wsss_nb.system.errors import InputError
 
 

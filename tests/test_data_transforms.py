@@ -10,8 +10,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from skimage import data
 from torch import Tensor
@@ -22,7 +20,6 @@ from wsss_nb.data.transforms import (
     CamAugmentation,
     SegmentationAugmentation,
     color_jitter,
-    crop_or_pad,
     hsv_shift,
     resize,
     seeded_generator,
@@ -111,19 +108,6 @@ def test_resizing_keeps_at_least_one_pixel() -> None:
     for augment in (CamAugmentation(30, (20, 20)), SegmentationAugmentation(30, (0.04, 0.04), hsv=0)):
         assert augment(image, labels, seeded_generator(0))[0].shape == (3, 30, 30)
     assert resize(image, (1, 500)) is image
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(-8, 8), st.integers(-8, 8), st.integers(1, 7))
-def test_crop_or_pad_is_a_window_of_the_padded_image(H: int, W: int, top: int, left: int, size: int) -> None:
-    image = torch.arange(2 * H * W, dtype=torch.float32).reshape(2, H, W)
-    padded = np.stack(
-        [np.pad(channel, 20, constant_values=value) for channel, value in zip(image.numpy(), (-1, -2), strict=True)]
-    )
-    expected = padded[:, 20 + top : 20 + top + size, 20 + left : 20 + left + size]
-    np.testing.assert_array_equal(crop_or_pad(image, top, left, size, (-1.0, -2.0)).numpy(), expected)
-    labels = crop_or_pad(image[0].to(torch.uint8), top, left, size, 255)
-    np.testing.assert_array_equal(labels.numpy(), np.where(expected[0] == -1, 255, expected[0]))
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.3])

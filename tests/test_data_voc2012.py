@@ -7,7 +7,6 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,9 @@ from scipy.io import savemat
 
 from wsss_nb import cli
 from wsss_nb.data import voc2012 as module
-from wsss_nb.data.download import Archive
-from wsss_nb.data.labels import VOC_CLASSES
-from wsss_nb.data.palette import read_label_map, save_label_map, voc_colormap
-from wsss_nb.data.voc import VOCFolder, check_folder
-from wsss_nb.data.voc2012 import VOC_ARCHIVES, VOC_COUNTS, build_voc2012, mirrored, pack_submission, sbd_mask
+from wsss_nb.data.layout import VOC_CLASSES
+from wsss_nb.data.voc import VOCFolder, check_folder, read_label_map, save_label_map, voc_colormap
+from wsss_nb.data.voc2012 import VOC_ARCHIVES, VOC_COUNTS, Archive, build_voc2012, mirrored, pack_submission, sbd_mask
 from wsss_nb.system.errors import InputError
 
 TRAIN, VAL, TEST = ("2007_a", "2007_b"), ("2007_v", "2008_v"), ("2008_t", "2010_t")
@@ -147,7 +144,7 @@ def server(monkeypatch: pytest.MonkeyPatch, packed: dict[str, bytes]) -> Iterato
 def archives(server: Server, packed: dict[str, bytes]) -> dict[str, Archive]:
     """The small archives, published with their sizes and SHA-256."""
     return {
-        role: replace(archive, size=len(packed[role]), sha256=hashlib.sha256(packed[role]).hexdigest())
+        role: archive._replace(size=len(packed[role]), sha256=hashlib.sha256(packed[role]).hexdigest())
         for role, archive in mirrored(VOC_ARCHIVES, server.url).items()
     }
 
@@ -216,7 +213,7 @@ def test_given_archives_and_test_split_later(
 
 
 def test_given_archives_are_checked(given: dict[str, Path], archives: dict[str, Archive], tmp_path: Path) -> None:
-    other = archives | {"sbd": replace(archives["sbd"], sha256="0" * 64)}
+    other = archives | {"sbd": archives["sbd"]._replace(sha256="0" * 64)}
     with pytest.raises(InputError, match=r"sbd.archive: expected SHA-256 0+ of benchmark.tgz"):
         build_voc2012(tmp_path / "d", given, archives=other)
     check(build_voc2012(tmp_path / "d", given, archives=other, verify=False))

@@ -14,13 +14,12 @@ import torch
 from mxnet_file import file_bytes
 
 from wsss_nb import cli
-from wsss_nb.data.palette import read_label_map
 from wsss_nb.data.synthetic import make_synthetic
-from wsss_nb.data.voc import VOCFolder
+from wsss_nb.data.voc import VOCFolder, read_label_map
 from wsss_nb.models.affinity_net import create_affinity_net
-from wsss_nb.models.cam_net import create_cam_net, create_seam_net
-from wsss_nb.models.checkpoint import Identity, identify_checkpoint, identify_network, read_state_dict
+from wsss_nb.models.checkpoint import Identity, identify_network, read_state_dict
 from wsss_nb.models.deeplab import create_deeplab
+from wsss_nb.models.networks import create_cam_net, create_seam_net
 from wsss_nb.run import evaluation
 from wsss_nb.run.pipeline import train_cam, train_deeplab
 from wsss_nb.run.prepare import open_run
@@ -89,9 +88,9 @@ def test_unknown_networks(tmp_path: Path) -> None:
     path = tmp_path / "ilsvrc.params"
     path.write_bytes(file_bytes({"arg:conv1a_weight": np.zeros((2, 3), np.float32)}))
     with pytest.raises(InputError, match="got MXNet's ImageNet weights, where training starts"):
-        identify_checkpoint(path)
+        read_state_dict(path)
     with pytest.raises(InputError, match="expected a checkpoint file, got none"):
-        identify_checkpoint(tmp_path / "none.pth")
+        read_state_dict(tmp_path / "none.pth")
 
 
 def test_the_profile_of_a_backbone() -> None:

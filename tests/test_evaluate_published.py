@@ -16,8 +16,8 @@ from test_evaluate import golden_names
 from test_models_golden import fill, load
 
 from wsss_nb import cli
-from wsss_nb.data.labels import VOC_CLASSES
-from wsss_nb.data.palette import read_label_map, save_label_map
+from wsss_nb.data.layout import VOC_CLASSES
+from wsss_nb.data.voc import read_label_map, save_label_map
 
 NAMES = ("a", "b")
 PRESENT = (2, 8, 14)  # of all triples the one whose label map is most mixed

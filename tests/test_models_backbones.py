@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from wsss_nb.models.backbone import Taps, conv_norm, folded_batch_norm
-from wsss_nb.models.efficientnet import EfficientNetLite0, _same_conv_norm, create_imagenet_classifier, imagenet_file
-from wsss_nb.models.registry import BACKBONES, create_backbone
+from wsss_nb.models.efficientnet import EfficientNetLite0, _same_conv_norm, imagenet_file
+from wsss_nb.models.networks import BACKBONES, create_backbone, create_imagenet_classifier
 
 
 @pytest.fixture(autouse=True, scope="module")

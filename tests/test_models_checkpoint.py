@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from wsss_nb.models.affinity_net import create_affinity_net
 from wsss_nb.models.backbone import Backbone, Taps
-from wsss_nb.models.cam_net import CamNet, create_cam_net, create_seam_net
 from wsss_nb.models.checkpoint import LoadReport, load_checkpoint, read_state_dict
 from wsss_nb.models.deeplab import DeepLab, create_deeplab
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES, CamNet, create_cam_net, create_seam_net
 from wsss_nb.system.errors import InputError
 
 
@@ -269,7 +268,7 @@ class MiniResNet(Backbone):
     def early(self, images: Tensor) -> Tensor:
         return self.conv1a(images)
 
-    def late(self, features: Tensor) -> Taps[Tensor]:
+    def late(self, features: Tensor) -> Taps:
         conv5 = self.b2(features)
         return Taps(features, conv5, self.bn7(self.b3_1(conv5)).relu())
 

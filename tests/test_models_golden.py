@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -19,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.affinity_net import AffinityNet, create_affinity_net
-from wsss_nb.models.cam_net import CamNet, SeamNet, create_cam_net, create_seam_net
 from wsss_nb.models.deeplab import DeepLab, create_deeplab
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES, CamNet, SeamNet, create_cam_net, create_seam_net
 from wsss_nb.models.resnet38 import ResNet38
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -141,7 +139,7 @@ class Slim(ResNet38):
 @pytest.mark.parametrize("kind", ["cam", "deeplab"])
 def test_b6_and_b7_drop_channels_before_both_later_convolutions(kind, monkeypatch):
     """Shares of 0.3 and 0.5, of the quarter and of the half of a block's width; in training only."""
-    slim, spec = Slim(freeze=kind == "cam"), replace(BACKBONES["resnet38"], deeplab_width=8)
+    slim, spec = Slim(freeze=kind == "cam"), BACKBONES["resnet38"]._replace(deeplab_width=8)
     fill_all(slim)
     net = CamNet(slim, 21) if kind == "cam" else DeepLab(slim, 21, spec)
     drawn = []

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet_file import array_bytes, file_bytes, mxnet_name
 
-from wsss_nb.models.mxnet_params import read_mxnet_params, resnet38_names
+from wsss_nb.models.checkpoint import read_mxnet_params, resnet38_names
 from wsss_nb.models.resnet38 import ResNet38
 from wsss_nb.system.errors import InputError
 
@@ -45,11 +45,7 @@ def test_a_file_written_by_mxnet():
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8", "?"])
 def test_versions_and_types(write, version, dtype):
     rng = np.random.default_rng(0)
-    arrays = {
-        "arg:a_weight": rng.integers(0, 2, (2, 3, 4)).astype(dtype),
-        "aux:ü": rng.integers(0, 2, 5).astype(dtype),
-        "empty": np.zeros((0, 3), dtype),
-    }
+    arrays = {"arg:a_weight": rng.integers(0, 2, (2, 3, 4)).astype(dtype), "aux:ü": rng.integers(0, 2, 5).astype(dtype)}
     params = read_mxnet_params(write(file_bytes(arrays, version)))
     assert list(params) == list(arrays)
     for name, array in arrays.items():
@@ -114,10 +110,10 @@ HEAD = struct.pack("<QQQ", 0x112, 0, 1)
         (b"\x80\x02}q\x00." + bytes(40), "beginning with 0x112"),
         (struct.pack("<QQQ", 0x112, 0, 1 << 60) + bytes(40), "for number of arrays, got 1152921504606846976"),
         (HEAD + struct.pack("<Iii2q", 0xF993FAC9, 0, 2, 1 << 40, 1 << 40) + bytes(40), "file truncated"),
-        (HEAD + struct.pack("<Iiiq", 0xF993FAC9, 0, 1, -5) + bytes(40), "sizes of at least 0 .* got \\(-5,\\)"),
+        (HEAD + struct.pack("<Iiiq", 0xF993FAC9, 0, 1, -5) + bytes(40), "sizes of at least 1 .* got \\(-5,\\)"),
         (
             HEAD + struct.pack("<Iii3q3i", 0xF993FAC9, 0, 3, 0, 1 << 62, 1 << 62, 1, 0, 0) + bytes(40),
-            "sizes up to 2147483648 together",
+            "sizes of at least 1",
         ),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 0, 1 << 30) + bytes(40), "1 to 32 dimensions .* 1073741824"),
         (HEAD + struct.pack("<Iii", 0xF993FAC9, 0, -1) + bytes(40), "1 to 32 dimensions for array 0, got -1"),
@@ -127,7 +123,6 @@ HEAD = struct.pack("<QQQ", 0x112, 0, 1)
         (file_bytes({"x": ONE}) + b"more", "expected the end of the file, got 4 more bytes"),
         (HEAD + array_bytes(ONE) + struct.pack("<Q", 0), "expected one name per array \\(1\\), got 0"),
         (HEAD + array_bytes(ONE) + struct.pack("<QQ", 1, 1 << 50), "length of name 0"),
-        (HEAD + array_bytes(ONE) + struct.pack("<QQ", 1, 5000) + bytes(5000), "name of at most 4096"),
         (HEAD + array_bytes(ONE) + struct.pack("<QQ", 1, 2) + b"\xff\xfe", "expected UTF-8 in name 0"),
         (
             struct.pack("<QQQ", 0x112, 0, 2)
@@ -184,9 +179,9 @@ def test_oversized_and_missing_files(tmp_path):
     with pytest.raises(InputError, match=r"huge\.params: expected at most 4294967296 bytes, got 5368709120"):
         read_mxnet_params(path)
     path.unlink()
-    with pytest.raises(InputError, match=r"expected an MXNet \.params file, got No such file"):
+    with pytest.raises(InputError, match=r"expected a checkpoint file, got none"):
         read_mxnet_params(path)
-    with pytest.raises(InputError, match=r"expected an MXNet \.params file, got Is a directory"):
+    with pytest.raises(InputError, match=r"expected a checkpoint file, got a folder"):
         read_mxnet_params(tmp_path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from wsss_nb.data.synthetic import make_synthetic
 from wsss_nb.data.voc import VOCFolder
 from wsss_nb.models.affinity_net import create_affinity_net
 from wsss_nb.models.deeplab import create_deeplab
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES
 from wsss_nb.models.resnet38 import ResNet38
 from wsss_nb.run.pipeline import pretrain, train_deeplab
 from wsss_nb.run.prepare import open_run
@@ -56,7 +55,7 @@ SMALL = {
 def slim() -> Iterator[None]:
     """ResNet-38 with its layers and names, and a quarter of its widths."""
     with pytest.MonkeyPatch.context() as patch:
-        spec = replace(BACKBONES["resnet38"], build=Slim, deeplab_width=32)
+        spec = BACKBONES["resnet38"]._replace(build=Slim, deeplab_width=32)
         patch.setitem(BACKBONES, "resnet38", spec)
         patch.setenv("WSSS_NB_HEADLESS", "1")
         yield

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from wsss_nb.crf import resolved_crf
 from wsss_nb.run.profiles import (
     PROFILES,
     FieldFlags,
@@ -21,13 +22,10 @@ from wsss_nb.run.profiles import (
     read_yaml,
     save_profile,
 )
-from wsss_nb.crf import resolved_crf
 from wsss_nb.stages.cam import find_posterior
 from wsss_nb.stages.config import CamConfig
-from wsss_nb.system.arguments import Parser, similar_names
-from wsss_nb.system.config import Config
+from wsss_nb.system.config import Config, Parser
 from wsss_nb.system.errors import InputError
-from wsss_nb.system.plugins import load_function, plugin_hash
 from wsss_nb.variants import OURS, SEAM, VARIANTS, find_variant, lambda_variant
 
 
@@ -85,8 +83,8 @@ data: {root: /some/where}
     "changes",
     [
         ["cam.epochs=3 cam.optimizer.learning_rate=0.5 seeds=[0,1,2] data.root=/some/where cam.siamese=true"],
-        ["cam.epochs=9 cam.optimizer.learning_rate=5e-1 seeds=0,1,2", "cam.siamese=True cam.epochs=3", "data.root=/some/where"],
-        [{"cam": {"epochs": 3, "optimizer": {"learning_rate": 0.5}, "siamese": True}}, "data.root=/some/where seeds=[0,1,2]"],
+        ["cam.epochs=9 cam.optimizer.learning_rate=5e-1 seeds=0,1,2", "cam.siamese=True cam.epochs=3", "data.root=/some/where"],  # noqa: E501
+        [{"cam": {"epochs": 3, "optimizer": {"learning_rate": 0.5}, "siamese": True}}, "data.root=/some/where seeds=[0,1,2]"],  # noqa: E501
         [YAML],
     ],
     ids=["text", "later ones win", "dicts", "YAML"],
@@ -179,7 +177,7 @@ def test_wrong_values_name_their_field_in_one_line(change: Any, message: str) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "expected a YAML file, got No such file"),
+        (None, "expected a YAML file, got no file"),
         ("- 1\n", "expected fields and values, got list"),
         ("1: 2\n", "expected fields and values"),
         ("a: [\n", "expected a YAML file, got while parsing"),
@@ -198,13 +196,6 @@ def test_wrong_files(content: str | None, message: str, tmp_path: Path) -> None:
 def test_unknown_profile() -> None:
     with pytest.raises(InputError, match=r"profile: expected one of icam, paper, .* or a YAML file, got 'slow'"):
         load_profile("slow")
-
-
-def test_similar_names() -> None:
-    known = ["cam.epochs", "seam.epochs", "cam.views.crop", "deeplab.views.crop", "seeds"]
-    assert similar_names("cam.epoch", known) == ["cam.epochs"]
-    assert similar_names("crop", known) == ["cam.views.crop", "deeplab.views.crop"]
-    assert similar_names("nothing", known) == []
 
 
 def test_objects_made_in_code_are_checked_too() -> None:
@@ -293,10 +284,6 @@ def test_a_function_of_ones_own_is_a_variant(own: Path) -> None:
     assert variant.fsl and variant.lam is None
     profile = load_profile("quick", "variants=pooling_of_mine:middle")
     assert profile.cam_config(profile.grid()["pooling_of_mine.middle"]).pooling == "pooling_of_mine:middle"
-    first = plugin_hash("pooling_of_mine:middle")
-    own.write_text(own.read_text() + "# changed\n")
-    assert plugin_hash("pooling_of_mine:middle") != first
-    assert plugin_hash("wsss_nb.log_sum_exp:log_sum_exp_pool") != first
 
 
 @pytest.mark.parametrize(
@@ -306,12 +293,9 @@ def test_a_function_of_ones_own_is_a_variant(own: Path) -> None:
         ("pooling_of_mine:NUMBER", "variant: expected a function, got pooling_of_mine:NUMBER of type int"),
         ("no_such_module:max", "variant: expected module no_such_module to import, got ModuleNotFoundError"),
         ("broken:max", "variant: expected module broken to import, got ValueError: oh"),
-        ("a b:c", "variant: expected module:function, got 'a b:c'"),
     ],
 )
 def test_wrong_functions(own: Path, name: str, message: str) -> None:
     own.with_name("broken.py").write_text("raise ValueError('oh')\n")
     with pytest.raises(InputError, match=message):
         find_variant(name)
-    with pytest.raises(InputError, match=message.replace("variant", "function")):
-        load_function(name)

@@ -9,58 +9,35 @@ import torch
 from torch import nn
 
 from wsss_nb.models.deeplab import create_deeplab
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES
 from wsss_nb.run.profiles import load_profile
 from wsss_nb.stages.loop import build_optimizer
 from wsss_nb.variants import OURS, SEAM
 
 PROFILES = ("paper", "icam", "seam")
 
-# Each stage on its own, as its training script has it: what two of them share is written down twice.
+SGD = {"weight_decay": 5e-4, "power": 0.9, "head_multiplier": 10, "warmup": 0}
+JITTER = (0.3, 0.3, 0.3, 0.1)
+PLAIN = {"precision": "float32", "compile": False}
 CLASSIFICATION = {
+    **PLAIN,
     "epochs": 8,
     "batch_size": 8,
-    "precision": "float32",
-    "compile": False,
-    "optimizer": {
-        "learning_rate": 0.01,
-        "weight_decay": 5e-4,
-        "power": 0.9,
-        "head_multiplier": 10,
-        "warmup": 0,
-        "decay_as_momentum": True,
-    },
-    "views": {"cached": False, "long_side": (448, 768), "flip": True, "jitter": (0.3, 0.3, 0.3, 0.1), "crop": 448},
+    "optimizer": {**SGD, "learning_rate": 0.01, "decay_as_momentum": True},
+    "views": {"cached": False, "long_side": (448, 768), "flip": True, "jitter": JITTER, "crop": 448},
 }
 AFFINITY = {
+    **PLAIN,
     "epochs": 8,
     "batch_size": 8,
-    "precision": "float32",
-    "compile": False,
-    "optimizer": {
-        "learning_rate": 0.01,
-        "weight_decay": 5e-4,
-        "power": 0.9,
-        "head_multiplier": 10,
-        "warmup": 0,
-        "decay_as_momentum": True,
-    },
-    "views": {"cached": False, "long_side": None, "crop": 448, "flip": True, "jitter": (0.3, 0.3, 0.3, 0.1)},
+    "optimizer": {**SGD, "learning_rate": 0.01, "decay_as_momentum": True},
+    "views": {"cached": False, "long_side": None, "flip": True, "jitter": JITTER, "crop": 448},
 }
 SEGMENTATION = {
+    **PLAIN,
     "iterations": 20_000,
     "batch_size": 10,
-    "precision": "float32",
-    "compile": False,
-    "optimizer": {
-        "learning_rate": 0.001,
-        "weight_decay": 5e-4,
-        "power": 0.9,
-        "head_multiplier": 10,
-        "warmup": 0,
-        "decay_as_momentum": False,
-        "momentum": 0.9,
-    },
+    "optimizer": {**SGD, "learning_rate": 0.001, "decay_as_momentum": False, "momentum": 0.9},
     "views": {"cached": False, "hsv": 10, "flip": True, "zoom": (0.5, 1.5), "crop": 448},
 }
 SIAMESE = {"siamese": True, "siamese_scale": 0.3, "dropout": 0.5, "freeze": True}

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_nb.affinity import pair_affinity, pair_indices
-from wsss_nb.affinity import walk_cam
+from wsss_nb.affinity import pair_affinity, pair_indices, walk_cam
 from wsss_nb.pseudo_labels import (
     BACKGROUND_RULES,
     BackgroundRule,
@@ -47,14 +46,15 @@ def test_each_rule_by_hand():
 @given(st.integers(0, 1000), st.sampled_from(["complement", "threshold:0.4", "power:2", "power:24"]))
 @settings(max_examples=40, deadline=None)
 def test_rules_equal_numpy(seed, text):
-    scores = foreground(seed).numpy()
+    tensor = foreground(seed)
+    scores = tensor.numpy()
     value = float(text.partition(":")[2] or 0)
     expected = {
         "complement": np.maximum(0, 1 - scores.sum(0)),
         "threshold": np.full(scores.shape[1:], value),
         "power": (1 - scores.max(0)) ** value,
     }[text.partition(":")[0]]
-    np.testing.assert_allclose(add_background(scores, text)[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(add_background(tensor, text)[0], expected, rtol=1e-12)
 
 
 def test_defaults_and_text():
@@ -93,17 +93,13 @@ def test_bad_rules_are_named(text, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_type_and_dtype_stay(dtype):
+def test_dtypes_stay(dtype):
     scores = foreground(0).to(dtype)
     before = scores.clone()
     for text in ("complement", "threshold", "power"):
-        tensor, array = add_background(scores, text), add_background(scores.numpy(), text)
-        assert tensor.dtype == dtype
-        assert isinstance(array, np.ndarray)
-        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert add_background(scores, text).dtype == dtype
     for flag in (False, True):
         assert normalize_maximum(scores, flag).dtype == dtype
-    assert isinstance(label_map(scores.numpy()), np.ndarray)
     torch.testing.assert_close(scores, before)
 
 
@@ -126,7 +122,7 @@ def test_an_image_without_a_class_is_background():
     with pytest.raises(ValueError, match=r"scores: expected \(K, H, W\), got \(0, 3, 4\)"):
         label_map(nothing)
     for winners_only in (False, True):
-        assert normalize_maximum(nothing.numpy(), winners_only).shape == (0, 3, 4)
+        assert normalize_maximum(nothing, winners_only).shape == (0, 3, 4)
     affinity = pair_affinity(torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0)), radius=3)[0]
     walked = walk_cam(torch.zeros(0, 24, 32), affinity, (6, 8))
     torch.testing.assert_close(walked, torch.ones(1, 24, 32))
@@ -140,7 +136,6 @@ def test_label_map_by_hand_and_the_lowest_class_wins_ties():
     labels = label_map(scores)
     assert labels.dtype == torch.uint8
     assert labels.tolist() == [[1, 0, 2]]
-    assert label_map(scores.numpy()).tolist() == [[1, 0, 2]]
 
 
 def test_label_map_refuses_more_classes_than_uint8_holds_beside_void():

@@ -35,7 +35,7 @@ def made(out: Path) -> dict[str, Any]:
     rows = [{k: v for k, v in row.items() if k != "cost"} for row in [*results["cam"], *results["stages"]]]
     files = sorted(path for path in out.glob("*/*/seed0/*/*") if path.suffix in {".png", ".npz"})
     maps = {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {"rows": rows, "maps": maps}
+    return {"rows": sorted(rows, key=lambda row: (row.get("stage", ""), row["variant"], row["seed"])), "maps": maps}
 
 
 @pytest.mark.timeout(3600)
@@ -49,7 +49,7 @@ def test_two_quick_runs_give_the_same_files(
     def command(words: str, workers: int, *more: str) -> None:
         out = str(folders[2 - workers] / "run")
         status = cli.main([*words.split(), *settings, "--workers", str(workers), "--out", out, *more])
-        assert status == 0, capfd.readouterr()
+        assert status == 0, capfd.readouterr().err
 
     command("run --only 04,05,06,07,08", 2, "--figures", str(folders[0] / "figures"))
     command("sweep", 1)

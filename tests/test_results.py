@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_run import make_fake_run
 
-from wsss_nb.data.palette import save_label_map
+from wsss_nb.data.voc import save_label_map
 from wsss_nb.run.run import NotInRun, NotOnThisMachine, find_run, load_run
 from wsss_nb.run.steps import MANIFEST
 from wsss_nb.system.errors import InputError
@@ -37,7 +37,7 @@ def editable(run_dir, tmp_path):
 
 def test_load_run_reads_what_the_stages_wrote(run_dir):
     run = load_run(run_dir)
-    assert run.synthetic
+    assert run.results.synthetic
     assert run.note == "synthetic data, not VOC"
     assert run.classes == ("background", "class1", "class2", "class3")
     assert run.val_names == ("val_0000", "val_0001", "val_0002")
@@ -120,9 +120,9 @@ def test_stage_cam_holds_the_seeds_of_the_sweep_too(editable):
     ("change", "message"),
     [
         (lambda r: r.pop("synthetic"), "synthetic: expected this field, got none"),
-        (lambda r: r.update(schema=3), "schema: input should be 2, got 3"),
+        (lambda r: r.update(schema=3), "schema: Input should be 2, got 3"),
         (lambda r: r.update(schema=1), "expected a run of this version, got one of an earlier layout"),
-        (lambda r: r.update(classes=["background"]), "classes: list should have at least 2 items"),
+        (lambda r: r.update(classes=["background"]), "classes: List should have at least 2 items"),
         (lambda r: r["cam"][1]["scores"].pop("miou"), "cam.1.scores.miou: expected this field, got none"),
         (lambda r: r["cam"][0]["scores"].update(miou=54.9), "cam.0.scores.miou: .*less than or equal to 1, got 54.9"),
         (lambda r: r["cam"][0]["scores"].update(miou="0.5"), "cam.0.scores.miou: .*valid number, got '0.5'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from wsss_nb.run import notebooks as runner
 from wsss_nb.run.notebooks import Notebook, find_notebooks, own_cells, parameter_values, run_notebooks
 from wsss_nb.system.errors import InputError
 from wsss_nb.system.files import write_json
-from wsss_nb.system.progress import duration
 
 PARAMETERS = 'profile = "quick"\ndata_root = ""\nout_dir = "runs/quick"\nseed = 0\noverrides = ""'
 SET = {"profile": "quick", "data_root": "", "seed": 7, "overrides": ""}
@@ -302,7 +300,6 @@ def test_a_line_a_minute_says_where_a_notebook_is(monkeypatch: pytest.MonkeyPatc
     log._interval = 60.0
     log.tick()
     assert said == ["04_a: cell 3 of 9, 0.0 s: epoch 2"]
-    assert (duration(59.94), duration(3599), duration(3660)) == ("59.9 s", "59 min 59 s", "1 h 01 min")
 
 
 # Parameters and files

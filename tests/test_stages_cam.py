@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.data import VOCFolder, make_synthetic
-from wsss_nb.models.cam_net import CamOutput
+from wsss_nb.models.networks import CamOutput
 from wsss_nb.similarity import FeatureSimilarityLoss
-from wsss_nb.stages import cam, seam
-from wsss_nb.stages.cam import build_cam_net, cam_loss, equivariance_loss, foreground_cam
+from wsss_nb.stages import cam
+from wsss_nb.stages.cam import build_cam_net, cam_loss, equivariance_loss, foreground_cam, seam_loss
 from wsss_nb.stages.config import CamConfig, InferenceConfig
 from wsss_nb.stages.loop import NotFiniteError
-from wsss_nb.stages.seam import seam_loss
 from wsss_nb.stages.views import Batch
 
 B, K = 2, 3
@@ -308,23 +307,23 @@ def test_seams_maps_by_hand() -> None:
     maps = torch.tensor([[[[9.0, 9.0]], [[4.0, 2.0]], [[-1.0, 6.0]], [[8.0, 8.0]]]])
     labels = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     expected = torch.tensor([[[[1.0, 1.0]], [[1.0, 0.5]], [[0.0, 1.0]], [[0.0, 0.0]]]])
-    torch.testing.assert_close(seam._max_normalized(maps, labels), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cam._max_normalized(maps, maps, labels), expected, atol=1e-4, rtol=0)
     # the background is 1 - max wherever it is, only the foreground classes compete
     soft = torch.tensor([[[[0.0, 0.0]], [[0.7, 0.2]], [[0.3, 0.9]]]])
-    torch.testing.assert_close(seam._one_class(soft), torch.tensor([[[[0.3, 0.1]], [[0.7, 0.0]], [[0.0, 0.9]]]]))
+    torch.testing.assert_close(cam._one_class(soft), torch.tensor([[[[0.3, 0.1]], [[0.7, 0.0]], [[0.0, 0.9]]]]))
 
 
 def test_hardest_fifth_and_smallest_quarter_by_hand() -> None:
     difference = torch.stack([torch.arange(10.0), torch.zeros(10)]).view(2, 2, 1, 5)
-    assert seam._hardest(difference).item() == pytest.approx((9 + 8 + 0 + 0) / 4)
+    assert cam._hardest(difference).item() == pytest.approx((9 + 8 + 0 + 0) / 4)
     revised = torch.zeros(1, 3, 2, 4)
     revised[0, 0] = 100  # the background has no say
     revised[0, 1] = torch.arange(1.0, 9.0).view(2, 4)
     revised[0, 2] = 50  # absent
     labels = torch.tensor([[1.0, 1.0, 0.0]])
-    assert seam._adaptive_min_pool(revised, labels).item() == pytest.approx(1.5)
+    assert cam._adaptive_min_pool(revised, labels).item() == pytest.approx(1.5)
     revised[0, 1] -= 1.5  # smallest quarter now -0.5 and 0.5: relu before the mean
-    assert seam._adaptive_min_pool(revised, labels).item() == pytest.approx(0.25)
+    assert cam._adaptive_min_pool(revised, labels).item() == pytest.approx(0.25)
 
 
 def test_seams_loss_is_the_sum_it_says() -> None:

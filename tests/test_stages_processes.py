@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsss_nb import cli
 from wsss_nb.data import VOCFolder, make_synthetic
-from wsss_nb.data.palette import save_label_map
+from wsss_nb.data.voc import save_label_map
 from wsss_nb.models import create_cam_net, create_deeplab
 from wsss_nb.models.backbone import Dropout, Dropout2d
 from wsss_nb.sampling import draw_pixels
@@ -25,8 +25,7 @@ from wsss_nb.stages.affinitynet import confident_labels
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, DeepLabConfig, InferenceConfig, ViewsConfig
 from wsss_nb.system import processes as module
 from wsss_nb.system.errors import InputError
-from wsss_nb.system.placement import draw_rows, is_slice, slice_of_batch
-from wsss_nb.system.processes import Processes, launched, processes
+from wsss_nb.system.processes import Processes, draw_rows, is_slice, launched, processes, slice_of_batch
 
 
 def environment(**more: str) -> dict[str, str]:

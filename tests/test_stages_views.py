@@ -247,6 +247,6 @@ def test_a_loader_process_that_dies(folder: VOCFolder, net: Any) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return image(name)
 
-    views.data.folder = Deadly()  # type: ignore[assignment]
+    views.folder = Deadly()  # type: ignore[assignment]
     with pytest.raises(WorkerDiedError, match=r"loading images: a worker process died .* the last checkpoint is kept"):
         list(views.epoch(0))

@@ -1,9 +1,8 @@
-"""Steps: made once, resumed, kept beside others; locks; and the code a step depends on."""
+"""Steps: made once, resumed, kept beside those of other inputs, and never at once by two."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,9 +13,8 @@ from typing import Any
 import pytest
 
 from wsss_nb.run.steps import Step, run_step, total_cost
-from wsss_nb.system import code_version as code
 from wsss_nb.system.errors import InputError
-from wsss_nb.system.files import json_hash, only_run, read_json, write_json
+from wsss_nb.system.files import json_hash, read_json, write_json
 
 
 def working(calls: list[Path], value: int = 1) -> Callable[[Path], dict[str, Any]]:
@@ -43,11 +41,6 @@ def test_a_step_runs_once(tmp_path: Path) -> None:
     assert run_step(tmp_path, "s", {"a": 1}, working(calls, 2), None, lambda: started.append("again")) == made
     assert len(calls) == len(started) == 1
     assert sorted(path.name for path in made.folder.iterdir()) == ["made.txt", "manifest.json"]
-
-
-def test_the_key_depends_on_values_not_on_their_order() -> None:
-    assert json_hash({"a": 1, "b": [1, 2]}) == json_hash({"b": [1, 2], "a": 1})
-    assert len({json_hash({"a": value}) for value in (1, 2, "1", None, [1])}) == 5
 
 
 def test_other_inputs_get_another_folder_and_the_old_one_stays(tmp_path: Path) -> None:
@@ -142,69 +135,3 @@ def test_two_processes_wait_for_each_other(tmp_path: Path) -> None:
             assert second.stdout.read() == first.stdout.read() == "first\n"
     (workers,) = tmp_path.glob("s-*/workers")
     assert workers.read_text() == "at work\n", "the work was done once"
-
-
-# A run's folder belongs to one command at a time
-
-
-def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
-    taken = rf"expected no other run here, got process {os.getpid()} on .* since"
-    with only_run(tmp_path / "run"), pytest.raises(InputError, match=taken), only_run(tmp_path / "run"):
-        raise AssertionError("two runs in one folder")
-    with only_run(tmp_path / "run"):
-        pass
-
-
-def test_the_lock_of_a_killed_run_is_free(tmp_path: Path) -> None:
-    hold = "import sys, time; from pathlib import Path; from wsss_nb.system.files import only_run\n"
-    hold += "with only_run(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"got process {other.pid} on"), only_run(tmp_path):
-            raise AssertionError("two runs in one folder")
-        other.kill()
-    with only_run(tmp_path):
-        pass
-
-
-def test_read_only_output_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    expected = r"file/run: expected a writable folder, got Not a directory"
-    with pytest.raises(InputError, match=expected), only_run(tmp_path / "file" / "run"):
-        raise AssertionError("a file cannot hold a folder")
-
-
-# The code behind a step
-
-
-def test_code_version_ignores_words_and_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "wsss_nb"
-    files = {
-        "__init__.py": '"""Package."""',
-        "leaf.py": '"""Leaf."""\ndef f(x):\n    """Twice."""\n    return 2 * x  # words\n',
-        "middle.py": "from __future__ import annotations\nfrom .leaf import f\nVALUE = 3\n",
-        "other.py": "VALUE = 1\n",
-        "system/__init__.py": "",
-        "system/files.py": "VALUE = 1\n",
-        "stages/__init__.py": "",
-        "stages/top.py": (
-            "from typing import TYPE_CHECKING\nfrom wsss_nb.system import files\nif TYPE_CHECKING:\n"
-            "    from wsss_nb import other\ndef g():\n    from wsss_nb.middle import f\n    return f\n"
-        ),
-    }
-    for name, text in files.items():
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(text)
-    monkeypatch.setattr(code, "_ROOT", package)
-    assert code.modules_behind("wsss_nb.stages.top") == ("wsss_nb.leaf", "wsss_nb.middle", "wsss_nb.stages.top")
-
-    first = code.code_version("wsss_nb.stages.top")
-    (package / "leaf.py").write_text("# new words\ndef f(x):\n\n    return (2 *\n        x)\n")
-    (package / "other.py").write_text("VALUE = 2  # imported for type checking only\n")
-    (package / "system/files.py").write_text("VALUE = 2  # the ground floor changes no number\n")
-    (package / "stages/__init__.py").write_text("FLAG = 1  # only hands names on\n")
-    assert code.code_version("wsss_nb.stages.top") == first
-    (package / "leaf.py").write_text("def f(x):\n    return 3 * x\n")
-    assert code.code_version("wsss_nb.stages.top") != first
-    with pytest.raises(ValueError, match=r"module: expected a module of wsss_nb, got 'wsss_nb.nothing'"):
-        code.code_version("wsss_nb.nothing")

@@ -15,8 +15,8 @@ import torch
 import wsss_nb
 from wsss_nb.system import code_version as code
 from wsss_nb.system import progress as reporter
-from wsss_nb.system.arguments import Parser, minutes_by_notebook, similar_names, words
 from wsss_nb.system.code_version import code_version, imported_modules, modules_behind
+from wsss_nb.system.config import Parser, minutes_by_notebook, similar_names, words
 from wsss_nb.system.errors import InputError
 from wsss_nb.system.files import sha256_file
 from wsss_nb.system.plugins import is_plugin, load_function, plugin_hash
@@ -149,11 +149,9 @@ STAGES = ("cam", "affinitynet", "deeplab", "scoring")
 
 CHANGES: dict[str, set[str]] = {
     "sampling.py": {"cam"},
-    "stages/seam.py": {"cam"},
-    "models/cam_net.py": {"cam"},
+    "stages/cam.py": {"cam"},
     "similarity.py": {"cam", "deeplab"},
-    "models/deeplab.py": {"deeplab"},
-    "models/affinity_net.py": {"affinitynet"},
+    "models/networks.py": {"cam", "affinitynet", "deeplab"},
     "stages/loop.py": {"cam", "affinitynet", "deeplab"},
     "stages/views.py": {"cam", "affinitynet", "deeplab"},
     "data/transforms.py": {"cam", "affinitynet", "deeplab"},

@@ -18,8 +18,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from wsss_nb import teach
 from wsss_nb.cam import class_activation_map
-from wsss_nb.crf import CRFConfig, dense_crf
-from wsss_nb.models.efficientnet import create_imagenet_classifier
+from wsss_nb.crf import dense_crf
+from wsss_nb.models.networks import create_imagenet_classifier
 from wsss_nb.similarity import MU_RANGE, feature_similarity
 from wsss_nb.system.errors import InputError
 from wsss_nb.teach import Panel, photos, pictures, render_panels, similarity
@@ -315,7 +315,7 @@ def test_the_crf_s_foreground_probability(coffee):
     full = teach.enlarge(cup, image.shape[:2])
     pair = np.stack([(1 - full) ** 2, full])
     expected = dense_crf(image.copy(), (pair / pair.sum(0)).astype(np.float32), iterations=1)
-    found = teach.refine_map(image, cup, "power:2", CRFConfig(iterations=1))
+    found = teach.refine_map(image, cup, "power:2", iterations=1)
     np.testing.assert_allclose(found, expected[1], atol=1e-5)
 
 
@@ -619,10 +619,10 @@ def test_the_dot_is_where_the_one_draw_pushes(seed):
     assert np.abs(dot - expected).max() < 1.5, "within the map's pixel, which is ten pixels wide"
 
 
-def test_readme_shows_every_explorer_in_words_and_pictures():
+def test_readme_and_docs_show_every_explorer_in_words_and_pictures():
     root = Path(__file__).parent.parent
-    text = (root / "README.md").read_text(encoding="utf-8")
-    shown = {path: words for words, path in re.findall(r"!\[([^\]]+)\]\((figures/screenshots/[^)]+)\)", text)}
+    text = "".join((root / page).read_text(encoding="utf-8") for page in ("README.md", "docs/teaching.md"))
+    shown = {path: words for words, path in re.findall(r"!\[([^\]]+)\]\((?:\.\./)?(figures/screenshots/[^)]+)\)", text)}
     assert sorted(shown) == [f"figures/screenshots/{name}.png" for name in ("cam", "sampling", "similarity", "walk")]
     for path, words in shown.items():
         assert len(words) > 60 and (root / path).stat().st_size < 250_000

@@ -20,13 +20,12 @@ import torch
 from test_crf import oracle as oracle_crf
 from test_crf import scene
 from test_similarity import assert_equal, example, oracle, ours
-from wsss_nb.cli.experiment import _profile
 from wsss_nb.run.grid import grid
 
 from benchmarks import gpu
 from benchmarks.references import all_pairs_crf
 from wsss_nb import fast
-from wsss_nb.cli import _parser
+from wsss_nb.cli import _parser, _profile
 from wsss_nb.crf import CRFConfig, dense_crf_torch
 from wsss_nb.fast.launch import Variant
 from wsss_nb.fast.pairwise import fused_kernels

@@ -35,7 +35,7 @@ def draw(run_dir: Path, folder: Path, names: tuple[str, ...] = (*FIGURES, *TABLE
     for name in names:
         make: Any = make_figure if name in FIGURES else make_table
         try:
-            make(name, run, folder, {"synthetic": run.synthetic})
+            make(name, run, folder, {"synthetic": run.results.synthetic})
         except NotInRun:
             continue
     return folder
@@ -249,7 +249,7 @@ def test_differences_between_runs_are_named(folder: Path, drawn: Path, tmp_path:
     for path in folder.glob("figure_2_single.*"):
         path.unlink()
     found = wrong(compare_folders(folder, drawn))
-    assert found["figure_2.npz"] == "array seed has other values"
+    assert found["figure_2.npz"] == "array seed differs"
     assert found["table_1.csv"] == "other bytes"
     assert "pixels" in found["figure_2.png"]
     assert found["figure_2_single.png"] == found["figure_2_single.npz"] == f"missing in {folder}"

@@ -23,10 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsss_nb.data.labels import VOC_CLASSES, labels_from_mask
-from wsss_nb.data.layout import new_folder
-from wsss_nb.data.palette import save_label_map
-from wsss_nb.data.voc import VOCFolder, write_lists
+from wsss_nb.data.layout import VOC_CLASSES, labels_from_mask, new_folder
+from wsss_nb.data.voc import VOCFolder, save_label_map, write_lists
 from wsss_nb.data.voc2012 import read_matlab
 from wsss_nb.system.config import VOID
 from wsss_nb.system.errors import InputError, expecting

@@ -5,11 +5,9 @@ walk over the offsets with shifted views of the map, so nothing of size (HW)^2 i
 walk by such a matrix is :func:`random_walk_dense`.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from numbers import Integral
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +21,9 @@ from wsss_nb.system.config import VOID
 from wsss_nb.system.errors import InputError, require
 
 __all__ = [
-    "AffinityLabels",
-    "affinity_labels",
-    "affinity_loss",
-    "fitting_radius",
-    "pair_affinity",
-    "pair_indices",
-    "pair_offsets",
-    "random_walk",
-    "random_walk_dense",
-    "walk_cam",
-]
-
-Array = TypeVar("Array", np.ndarray, Tensor)
+    "AffinityLabels", "affinity_labels", "affinity_loss", "fitting_radius", "pair_affinity", "pair_indices",
+    "pair_offsets", "random_walk", "random_walk_dense", "walk_cam"
+]  # fmt: skip
 
 
 class AffinityLabels(NamedTuple):
@@ -140,8 +128,8 @@ def pair_indices(radius: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """
     radius = fitting_radius(radius, height, width)
     index = torch.arange(height * width).reshape(height, width)
-    start = _from_window(index, radius)
-    ends = [_to_window(index, offset, radius) for offset in pair_offsets(radius)]
+    start = _window(index, radius)
+    ends = [_window(index, radius, offset) for offset in pair_offsets(radius)]
     return start.reshape(-1), torch.stack([end.reshape(-1) for end in ends])
 
 
@@ -173,8 +161,8 @@ def affinity_labels(label_map: np.ndarray | Tensor, radius: int = 5) -> Affinity
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(f"label_map: expected integer class ids, got {labels.dtype}")
     radius = fitting_radius(radius, *labels.shape[-2:])
-    start = _from_window(labels, radius).flatten(-2).unsqueeze(-2)
-    ends = [_to_window(labels, offset, radius).flatten(-2) for offset in pair_offsets(radius)]
+    start = _window(labels, radius).flatten(-2).unsqueeze(-2)
+    ends = [_window(labels, radius, offset).flatten(-2) for offset in pair_offsets(radius)]
     end = torch.stack(ends, dim=-2)
     known = (start != VOID) & (end != VOID)
     same = known & (start == end)
@@ -214,8 +202,8 @@ class _PairAffinity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, radius: int) -> Tensor:
-        start, offsets = _from_window(features, radius), pair_offsets(radius)
-        distances = ((start - _to_window(features, offset, radius)).abs_().mean(1) for offset in offsets)
+        start, offsets = _window(features, radius), pair_offsets(radius)
+        distances = ((start - _window(features, radius, offset)).abs_().mean(1) for offset in offsets)
         affinity = torch.stack([distance.neg_().exp_().flatten(1) for distance in distances], dim=1)
         ctx.radius = radius
         ctx.save_for_backward(features, affinity)
@@ -225,14 +213,14 @@ class _PairAffinity(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         features, affinity = ctx.saved_tensors
-        start = _from_window(features, ctx.radius)
+        start = _window(features, ctx.radius)
         result = torch.zeros_like(features)
-        result_start = _from_window(result, ctx.radius)
+        result_start = _window(result, ctx.radius)
         slope = (grad * affinity / -features.shape[1]).unflatten(2, start.shape[2:])
         for plane, offset in zip(slope.unbind(1), pair_offsets(ctx.radius), strict=True):
-            step = (start - _to_window(features, offset, ctx.radius)).sign_().mul_(plane.unsqueeze(1))
+            step = (start - _window(features, ctx.radius, offset)).sign_().mul_(plane.unsqueeze(1))
             result_start += step
-            _to_window(result, offset, ctx.radius).sub_(step)
+            _window(result, ctx.radius, offset).sub_(step)
         return result, None
 
 
@@ -276,7 +264,7 @@ def affinity_loss(
 
 
 @torch.no_grad()
-def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, log_t: int = 6) -> Array:
+def random_walk(scores: Tensor, affinity: Tensor, beta: float = 8, log_t: int = 6) -> Tensor:
     """Spread scores along affinities, ``s <- s T^(2^log_t)`` (Ahn and Kwak 2018, Sec. 3.3).
 
     ``W = A^beta`` elementwise, with A symmetric, A_ii = 1 and A_ij = 0 for pixels that are no pair;
@@ -293,7 +281,7 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         log_t: number of squarings the dense form would take, 0 to 16.
 
     Returns:
-        (K, H, W), type and dtype of ``scores`` (computed in float32 or float64).
+        (K, H, W), dtype of ``scores`` (computed in float32 or float64).
 
     Raises:
         ValueError: shapes do not fit each other, scores that are not finite, affinities outside [0, 1], or
@@ -304,19 +292,17 @@ def random_walk(scores: Array, affinity: Tensor | np.ndarray, beta: float = 8, l
         >>> torch.allclose(walked.sum(0), torch.ones(6, 8))  # columns of T still sum to 1
         True
     """
-    start, pairs = torch.as_tensor(scores), torch.as_tensor(affinity)
-    if start.ndim != 3 or not start.is_floating_point():
-        raise InputError(f"scores: expected floating (K, H, W), got {tuple(start.shape)} {start.dtype}")
-    infinite = int((~start.isfinite()).sum())
+    if scores.ndim != 3 or not scores.is_floating_point():
+        raise InputError(f"scores: expected floating (K, H, W), got {tuple(scores.shape)} {scores.dtype}")
+    infinite = int((~scores.isfinite()).sum())
     require(infinite == 0, f"scores: expected finite values, got {infinite} that are not")
     require(beta > 0, f"beta: expected a number above 0, got {beta!r}")
     if isinstance(log_t, bool) or not isinstance(log_t, Integral) or not 0 <= log_t <= 16:
         raise InputError(f"log_t: expected an integer in [0, 16], got {log_t!r}")
-    offsets = pair_offsets(_radius_of(pairs, *start.shape[1:]))
-    if not bool(((pairs >= 0) & (pairs <= 1)).all()):
-        raise InputError(f"affinity: expected values in [0, 1], got {pairs.min():g} to {pairs.max():g}")
-    walked = walk(start, pairs.to(start.device), offsets, beta, 2 ** int(log_t))
-    return walked if isinstance(scores, Tensor) else walked.numpy()
+    offsets = pair_offsets(_radius_of(affinity, *scores.shape[1:]))
+    low, high = torch.stack(affinity.aminmax()).tolist()  # one wait for a GPU
+    require(0 <= low <= high <= 1, f"affinity: expected values in [0, 1], got {low:g} to {high:g}")
+    return walk(scores, affinity.to(scores.device), offsets, beta, 2 ** int(log_t))
 
 
 def random_walk_dense(scores: Tensor, affinity: Tensor, beta: float = 8, log_t: int = 6) -> Tensor:
@@ -385,12 +371,8 @@ def walk_cam(
     return F.interpolate(walked[None], foreground.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
-def _from_window(maps: Tensor, radius: int) -> Tensor:
-    reach = radius - 1
-    return maps[..., : maps.shape[-2] - reach, reach : maps.shape[-1] - reach]
-
-
-def _to_window(maps: Tensor, offset: tuple[int, int], radius: int) -> Tensor:
+def _window(maps: Tensor, radius: int, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    """The pixels that pairs go from, or those that they go to, by an offset."""
     reach, (dy, dx) = radius - 1, offset
     return maps[..., dy : maps.shape[-2] - reach + dy, reach + dx : maps.shape[-1] - reach + dx]
 

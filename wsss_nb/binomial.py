@@ -3,8 +3,6 @@
 A. Jonnarth, Y. Zhang, M. Felsberg, "High-fidelity Pseudo-labels for Boosting Weakly-Supervised Segmentation", WACV 2024.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

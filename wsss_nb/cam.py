@@ -3,10 +3,10 @@
 Tensors are channel-first with the background at class 0: logits and maps are (B, K, H, W).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
+
+from wsss_nb.system.errors import require
 
 __all__ = ["class_activation_map", "condition_on_labels", "global_average_pool", "global_max_pool"]
 
@@ -112,8 +112,9 @@ def condition_on_labels(cam: Tensor, labels: Tensor) -> Tensor:
     In neither the equations nor the text of the paper; it is what the release does before it writes CAMs.
     """
     check_maps("cam", cam)
-    if labels.shape != cam.shape[:2]:
-        raise ValueError(f"labels: expected (B, K) = {tuple(cam.shape[:2])}, got {tuple(labels.shape)}")
+    require(
+        labels.shape == cam.shape[:2], f"labels: expected (B, K) = {tuple(cam.shape[:2])}, got {tuple(labels.shape)}"
+    )
     dtype = torch.promote_types(cam.dtype, torch.float32)
     present = labels.to(device=cam.device, dtype=dtype, copy=True)
     present[:, 0] = 1
@@ -123,7 +124,6 @@ def condition_on_labels(cam: Tensor, labels: Tensor) -> Tensor:
 
 def check_maps(name: str, maps: Tensor) -> None:
     """Raise ValueError, in the words of argument ``name``, unless ``maps`` is a non-empty floating (B, K, H, W) tensor."""
-    if maps.ndim != 4 or maps.numel() == 0:
-        raise ValueError(f"{name}: expected a non-empty (B, K, H, W) tensor, got {tuple(maps.shape)}")
-    if not maps.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point tensor, got {maps.dtype}")
+    shape = tuple(maps.shape)
+    require(len(shape) == 4 and 0 not in shape, f"{name}: expected a non-empty (B, K, H, W) tensor, got {shape}")
+    require(maps.is_floating_point(), f"{name}: expected a floating-point tensor, got {maps.dtype}")

@@ -3,8 +3,6 @@
 The scores made of such counts over a split are in :mod:`wsss_nb.metrics`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -235,10 +233,9 @@ def pixels_of(label_map: np.ndarray, num_classes: int) -> np.ndarray:
 
 def checked_maps(prediction: LabelMap, target: LabelMap, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The two maps as arrays of one shape with ids below K, void in the target only."""
-    if not 2 <= num_classes <= VOID:
-        raise InputError(f"num_classes: expected 2..{VOID} (background included), got {num_classes!r}")
+    require(2 <= num_classes <= VOID, f"num_classes: expected 2..{VOID} (background included), got {num_classes!r}")
     found, true = as_array(prediction), as_array(target)
-    check_shape("prediction", found, "target", true)
+    require(found.shape == true.shape, f"prediction: expected the shape of target {true.shape}, got {found.shape}")
     for name, label_map, allowed in (("prediction", found, ""), ("target", true, f" or {VOID}")):
         require(label_map.dtype.kind in "iu", f"{name}: expected integer class ids, got {label_map.dtype}")
         wrong = label_map[(label_map < 0) | (label_map >= num_classes)]
@@ -251,9 +248,3 @@ def checked_maps(prediction: LabelMap, target: LabelMap, num_classes: int) -> tu
 def as_array(given: LabelMap) -> np.ndarray:
     """An array of what may be a tensor, on a GPU too."""
     return np.asarray(given.cpu() if hasattr(given, "cpu") else given)
-
-
-def check_shape(name: str, given: np.ndarray, like_name: str, like: np.ndarray) -> None:
-    """Refuse maps of two shapes."""
-    if given.shape != like.shape:
-        raise InputError(f"{name}: expected the shape of {like_name} {like.shape}, got {given.shape}")

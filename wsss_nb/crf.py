@@ -83,17 +83,10 @@ class CRFConfig(Config):
 
 
 def dense_crf(
-    image: np.ndarray,
-    probabilities: np.ndarray,
-    iterations: int = 10,
-    bilateral_sxy: float = 80,
-    bilateral_srgb: float = 13,
-    bilateral_compat: float = 10,
-    gaussian_sxy: float = 3,
-    gaussian_compat: float = 3,
-    backend: Backend = "auto",
-    isolated: bool | None = None,
-) -> np.ndarray:
+    image: np.ndarray, probabilities: np.ndarray, iterations: int = 10, bilateral_sxy: float = 80,
+    bilateral_srgb: float = 13, bilateral_compat: float = 10, gaussian_sxy: float = 3, gaussian_compat: float = 3,
+    backend: Backend = "auto", isolated: bool | None = None
+) -> np.ndarray:  # fmt: skip
     """Mean-field inference of a dense CRF (Krähenbühl and Koltun 2011, Algorithm 1).
 
     ``Q_i(k) <- softmax_k( log s_i(k) + sum_m compat_m n_mi sum_j K_m(i, j) n_mj Q_j(k) )``, starting from
@@ -228,12 +221,9 @@ def _infer(image: np.ndarray, probabilities: np.ndarray, config: CRFConfig) -> n
 
 
 def dense_crf_torch(
-    image: np.ndarray,
-    probabilities: np.ndarray,
-    config: CRFConfig | None = None,
-    cell: float | None = None,
-    device: str | torch.device = "cpu",
-) -> np.ndarray:
+    image: np.ndarray, probabilities: np.ndarray, config: CRFConfig | None = None, cell: float | None = None,
+    device: str | torch.device = "cpu"
+) -> np.ndarray:  # fmt: skip
     """The dense CRF of :func:`dense_crf` in torch, without compiled extras.
 
     The position kernel is summed exactly (axis by axis, cut at 5 widths). For the bilateral kernel
@@ -279,8 +269,7 @@ def dense_crf_torch(
     from wsss_nb.fast.pairwise import fused_kernels
 
     config = config or CRFConfig()
-    fits = cell is None or cell == 0 or 0.05 <= cell <= 4
-    require(fits, f"cell: expected 0 or a number in [0.05, 4], got {cell!r}")
+    require(not cell or 0.05 <= cell <= 4, f"cell: expected 0 or a number in [0.05, 4], got {cell!r}")
     image, probabilities = _checked(image, probabilities, config)
     with torch.inference_mode():
         scores = torch.from_numpy(probabilities).to(device).clamp(LOWEST_PROBABILITY, 1).log()
@@ -390,9 +379,7 @@ def _checked(image: Any, probabilities: Any, config: CRFConfig) -> tuple[np.ndar
         raise InputError(f"probabilities: expected {expected}, not empty, got {scores.shape}")
     require(scores.dtype.kind == "f", f"probabilities: expected a floating dtype, got {scores.dtype}")
     low, high = float(scores.min()), float(scores.max())
-    in_range = low >= 0 and high <= 1 + 1e-3  # false for NaN
-    require(in_range, f"probabilities: expected values in [0, 1], got {low:g} to {high:g}")
+    require(0 <= low <= high <= 1 + 1e-3, f"probabilities: expected values in [0, 1], got {low:g} to {high:g}")
     side, longest = max(pixels.shape[:2]), LARGEST_COORDINATE * min(config.gaussian_sxy, config.bilateral_sxy)
-    if side > longest:
-        raise InputError(f"image: expected at most {longest:g} pixels a side, got {side}")
+    require(side <= longest, f"image: expected at most {longest:g} pixels a side, got {side}")
     return np.require(pixels, None, ("C", "W")), np.require(scores, np.float32, ("C", "W"))

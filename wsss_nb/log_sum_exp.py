@@ -1,7 +1,5 @@
 """Log-sum-exp pooling (Pinheiro and Collobert, CVPR 2015): between the average and the maximum of a class's logits."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

@@ -1,10 +1,8 @@
 """Scores of a whole split: mIoU, contour F-score and the parts of objects found.
 
-The pixels of one image are counted by the functions of :mod:`wsss_nb.counts`, which can be had here as well; the
-``torchmetrics.Metric`` classes add the counts up (across processes too) and turn the sums into scores.
+The pixels of one image are counted by the functions of :mod:`wsss_nb.counts`; the ``torchmetrics.Metric`` classes
+add the counts up (across processes too) and turn the sums into scores.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -14,20 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from wsss_nb import counts
-from wsss_nb.counts import LabelMap, Void, boundary, confusion_matrix, contour_f, contour_matches, contour_radius
+from wsss_nb.counts import LabelMap, Void, confusion_matrix, contour_f, contour_matches
 from wsss_nb.system.config import VOID
 from wsss_nb.system.errors import InputError, require
 
-__all__ = [
-    "ContourFScore",
-    "MeanIoU",
-    "PartCoverage",
-    "boundary",
-    "confusion_matrix",
-    "contour_f",
-    "contour_matches",
-    "contour_radius",
-]
+__all__ = ["ContourFScore", "MeanIoU", "PartCoverage", "confusion_matrix", "contour_f", "contour_matches"]
 
 _PIXEL = np.zeros((1, 1), dtype=np.uint8)
 
@@ -87,7 +76,6 @@ class ContourFScore(Metric):
     Args:
         num_classes: K, background included.
         void: see :func:`contour_matches`; on small images the void ring alone can halve F.
-        tolerance: matching distance as a fraction of the diagonal; in pixels from 1 on.
         present_only: mean over the classes that occur in the targets only, for data sets without some of
             the classes (each of those would otherwise add F = 1, or 0 for a single false pixel).
 
@@ -109,18 +97,11 @@ class ContourFScore(Metric):
     matches: Tensor
     target_pixels: Tensor
 
-    def __init__(
-        self,
-        num_classes: int,
-        void: Void = "background",
-        tolerance: float = 0.008,
-        present_only: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, num_classes: int, void: Void = "background", present_only: bool = False, **kwargs: Any) -> None:
         """See the class."""
         super().__init__(**kwargs)
-        self.num_classes, self.void, self.tolerance, self.present_only = num_classes, void, tolerance, present_only
-        nothing = contour_matches(_PIXEL, _PIXEL, num_classes, tolerance, void)  # refuses wrong options at once
+        self.num_classes, self.void, self.present_only = num_classes, void, present_only
+        nothing = contour_matches(_PIXEL, _PIXEL, num_classes, void=void)  # refuses wrong options at once
         self.add_state("matches", torch.from_numpy(nothing), dist_reduce_fx="sum")
         self.add_state("target_pixels", torch.zeros(num_classes - 1).long(), dist_reduce_fx="sum")
 
@@ -130,7 +111,7 @@ class ContourFScore(Metric):
         require(found.ndim in (2, 3), f"prediction: expected (H, W) or (B, H, W), got {found.shape}")
         maps = (array.reshape(-1, *array.shape[-2:]) for array in (found, true))
         for one, other in zip(*maps, strict=True):
-            matches = contour_matches(one, other, self.num_classes, self.tolerance, self.void)
+            matches = contour_matches(one, other, self.num_classes, void=self.void)
             pixels = counts.pixels_of(other, self.num_classes)[1:]
             self.matches += torch.from_numpy(matches).to(self.matches.device)
             self.target_pixels += torch.from_numpy(pixels).to(self.matches.device)
@@ -175,8 +156,8 @@ class PartCoverage(Metric):
     def update(self, prediction: LabelMap, mask: LabelMap, part: LabelMap) -> None:
         """Add one or more images."""
         found, true, parts = counts.as_array(prediction), counts.as_array(mask), counts.as_array(part)
-        counts.check_shape("prediction", found, "mask", true)
-        counts.check_shape("part", parts, "mask", true)
+        for name, given in (("prediction", found), ("part", parts)):
+            require(given.shape == true.shape, f"{name}: expected the shape of mask {true.shape}, got {given.shape}")
         if not np.isin(parts, (0, 1, 2)).all():
             raise InputError(f"part: expected 0, 1 or 2, got {parts.max()}")
         right, valid = found == true, true != VOID

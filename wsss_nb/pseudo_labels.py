@@ -4,28 +4,18 @@ A CAM network trained on image-level labels says little about background. The ru
 registry, :data:`BACKGROUND_RULES`; which one was used is part of every reported score.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wsss_nb.system.errors import InputError, require
 
 __all__ = [
-    "BACKGROUND_RULES",
-    "BackgroundRule",
-    "add_background",
-    "label_map",
-    "normalize_maximum",
-    "parse_background_rule",
-    "winner_take_all",
-]
-
-Array = TypeVar("Array", np.ndarray, Tensor)
+    "BACKGROUND_RULES", "BackgroundRule", "add_background", "label_map", "normalize_maximum", "parse_background_rule",
+    "winner_take_all"
+]  # fmt: skip
 
 
 class BackgroundRule(NamedTuple):
@@ -111,7 +101,7 @@ def parse_background_rule(text: str | BackgroundRule) -> BackgroundRule:
     return rule._replace(value=value)
 
 
-def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
+def add_background(foreground: Tensor, rule: BackgroundRule | str) -> Tensor:
     """Put a background score in front of foreground activations.
 
     ``s_0 = b(a_1, .., a_{K-1})``, ``s_k = a_k``, with b of :class:`BackgroundRule`
@@ -122,7 +112,7 @@ def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
         rule: a :class:`BackgroundRule` or its text.
 
     Returns:
-        (K, H, W), same type and dtype, background at index 0. The scores need not add up to 1.
+        (K, H, W), same dtype, background at index 0. The scores need not add up to 1.
 
     Raises:
         ValueError: not three dimensions, no pixel, or an unknown rule.
@@ -135,11 +125,11 @@ def add_background(foreground: Array, rule: BackgroundRule | str) -> Array:
     "complement" to score CAMs, "power:6" for the random walk.
     """
     rule = parse_background_rule(rule)
-    scores = _maps(foreground, "foreground", "(K-1, H, W)", fewest=0)
-    return _like(torch.cat([rule.background(scores, rule.value or 0.0)[None], scores]), foreground)
+    _check(foreground, "foreground", "(K-1, H, W)", fewest=0)
+    return torch.cat([rule.background(foreground, rule.value or 0.0)[None], foreground])
 
 
-def label_map(scores: Array) -> Array:
+def label_map(scores: Tensor) -> Tensor:
     """Class of the highest score per pixel, ``y = argmax_k s_k``; the lowest id wins a tie.
 
     Args:
@@ -157,9 +147,9 @@ def label_map(scores: Array) -> Array:
 
     Paper (Section 4.3) and release agree.
     """
-    maps = _maps(scores, "scores", "(K, H, W)")
-    require(len(maps) <= 255, f"scores: expected at most 255 classes, got {len(maps)}")
-    return _like(maps.argmax(0).to(torch.uint8), scores)
+    _check(scores, "scores", "(K, H, W)")
+    require(len(scores) <= 255, f"scores: expected at most 255 classes, got {len(scores)}")
+    return scores.argmax(0).to(torch.uint8)
 
 
 def winner_take_all(maps: Tensor, dim: int) -> Tensor:
@@ -181,7 +171,7 @@ def winner_take_all(maps: Tensor, dim: int) -> Tensor:
     return torch.where(maps == maps.amax(dim, keepdim=True), maps, 0) if maps.shape[dim] else maps
 
 
-def normalize_maximum(foreground: Array, winners_only: bool = False) -> Array:
+def normalize_maximum(foreground: Tensor, winners_only: bool = False) -> Tensor:
     """Stretch every class to a maximum of 1.
 
     ``a_k <- a_k / (max_xy a_k + 1e-5)``, after :func:`winner_take_all` with ``winners_only``: the order in which the
@@ -192,7 +182,7 @@ def normalize_maximum(foreground: Array, winners_only: bool = False) -> Array:
         winners_only: keep only the strongest class of every pixel.
 
     Returns:
-        (K-1, H, W), same type and dtype; a class without any activation stays 0.
+        (K-1, H, W), same dtype; a class without any activation stays 0.
 
     Raises:
         ValueError: not three dimensions.
@@ -203,19 +193,12 @@ def normalize_maximum(foreground: Array, winners_only: bool = False) -> Array:
 
     In neither the paper nor, as a step of its own, SEAM (Wang et al., 2020); the release's.
     """
-    maps = _maps(foreground, "foreground", "(K-1, H, W)", fewest=0)
-    if winners_only:
-        maps = winner_take_all(maps, dim=0)
-    return _like(maps / (maps.amax((1, 2), keepdim=True) + 1e-5), foreground)
+    _check(foreground, "foreground", "(K-1, H, W)", fewest=0)
+    maps = winner_take_all(foreground, dim=0) if winners_only else foreground
+    return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
 
 
-def _maps(array: np.ndarray | Tensor, name: str, shape: str, fewest: int = 1) -> Tensor:
-    maps = torch.as_tensor(array)
+def _check(maps: Tensor, name: str, shape: str, fewest: int = 1) -> None:
     if maps.ndim != 3 or 0 in maps.shape[1:] or len(maps) < fewest:
         raise InputError(f"{name}: expected {shape}, got {tuple(maps.shape)}")
     require(maps.is_floating_point(), f"{name}: expected a floating dtype, got {maps.dtype}")
-    return maps
-
-
-def _like(result: Tensor, argument: Array) -> Array:
-    return result if isinstance(argument, Tensor) else result.numpy()

@@ -4,8 +4,6 @@ Where gradients flow: the *place* of a draw is a random choice and passes no gra
 at that place does. The probabilities of Eq. 4 are therefore constants in the backward pass.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -17,21 +15,13 @@ from torch import Tensor
 
 from wsss_nb.cam import check_maps, global_average_pool, global_max_pool
 from wsss_nb.system.errors import InputError, require
-from wsss_nb.system.placement import draw_rows
 from wsss_nb.system.plugins import is_plugin, load_function
+from wsss_nb.system.processes import draw_rows
 
 __all__ = [
-    "POOLINGS",
-    "Pooling",
-    "classification_loss",
-    "draw_pixels",
-    "expected_image_level_loss",
-    "find_pooling",
-    "image_level_loss",
-    "image_level_loss_with_logits",
-    "importance_sample",
-    "sampling_probabilities",
-]
+    "POOLINGS", "Pooling", "classification_loss", "draw_pixels", "expected_image_level_loss", "find_pooling",
+    "image_level_loss", "image_level_loss_with_logits", "importance_sample", "sampling_probabilities"
+]  # fmt: skip
 
 Pooling = Callable[[Tensor], Tensor]
 """What the (1 - lambda) term of Eq. 5 pools. The name of its parameter tells: ``logits`` (B, K, H, W) become image-level
@@ -131,7 +121,9 @@ def importance_sample(cam: Tensor, num_samples: int = 1, generator: torch.Genera
     return cam.flatten(2).gather(2, draw_pixels(cam, num_samples, generator))
 
 
-def image_level_loss(probabilities: Tensor, labels: Tensor, eps: float = 1e-3, background: bool = True) -> Tensor:
+def image_level_loss(
+    probabilities: Tensor, labels: Tensor, eps: float = 1e-3, background: bool = True, name: str = "probabilities"
+) -> Tensor:
     """Binary cross-entropy of image-level probabilities (Eq. 3), averaged over the batch and the draws.
 
     ``L = -1/K sum_k y_k log q_k + (1 - y_k) log(1 - q_k)``, ``q = (p (1 - e) + e) / (1 + e)``
@@ -145,6 +137,7 @@ def image_level_loss(probabilities: Tensor, labels: Tensor, eps: float = 1e-3, b
         labels: y, (B, K), 1 where the class is present, 0 elsewhere, or in between; any dtype.
         eps: e, in (0, 0.5).
         background: average over all K classes, or over the foreground classes 1..K-1 only.
+        name: what errors call the probabilities.
 
     Returns:
         Scalar in nats; float32 for half-precision input.
@@ -161,9 +154,11 @@ def image_level_loss(probabilities: Tensor, labels: Tensor, eps: float = 1e-3, b
     ``log(p (1 - e) + e) - log(1 - p (1 - e))`` with e = 1e-3, which is the formula above; background left out
     of the sampling term.
     """
-    if probabilities.ndim not in (2, 3):
-        raise InputError(f"probabilities: expected (B, K) or (B, K, S), got {tuple(probabilities.shape)}")
-    return _image_level_loss("probabilities", probabilities, labels, eps, background)
+    require(probabilities.ndim in (2, 3), f"{name}: expected (B, K) or (B, K, S), got {tuple(probabilities.shape)}")
+    probabilities, target = _select(probabilities, labels, background, name)
+    present, absent = _log_likelihoods(probabilities, eps)
+    target = target.view(*target.shape, *[1] * (probabilities.ndim - 2))
+    return -torch.lerp(absent, present, target.expand_as(present)).mean()
 
 
 def image_level_loss_with_logits(logits: Tensor, labels: Tensor, background: bool = True) -> Tensor:
@@ -227,16 +222,9 @@ def expected_image_level_loss(cam: Tensor, labels: Tensor, eps: float = 1e-3, ba
 
 
 def classification_loss(
-    cam: Tensor,
-    labels: Tensor,
-    weight: float,
-    num_samples: int | None = 1,
-    pooling: str | Pooling = "max",
-    logits: Tensor | None = None,
-    background: bool = True,
-    generator: torch.Generator | None = None,
-    eps: float = 1e-3,
-) -> Tensor:
+    cam: Tensor, labels: Tensor, weight: float, num_samples: int | None = 1, pooling: str | Pooling = "max",
+    logits: Tensor | None = None, background: bool = True, generator: torch.Generator | None = None, eps: float = 1e-3
+) -> Tensor:  # fmt: skip
     """Classification loss of the CAM network (Eq. 5).
 
     ``L_cls = (1 - lambda) L_ce(y, pooled) + lambda L_ce(y, sampled)``
@@ -285,19 +273,18 @@ def classification_loss(
             raise InputError(f"logits: expected (B, K, H, W) with pooling={pooling!r}, got None")
         predicted = pool(pooled_maps)
         shape = tuple(getattr(predicted, "shape", ()))
-        if shape != cam.shape[:2]:
-            raise InputError(f"pooling: expected a tensor (B, K) = {tuple(cam.shape[:2])}, got {shape}")
+        require(shape == cam.shape[:2], f"pooling: expected a tensor (B, K) = {tuple(cam.shape[:2])}, got {shape}")
         if of_logits:
             pooled = image_level_loss_with_logits(predicted, labels, background)
         else:
-            pooled = _image_level_loss("cam", predicted, labels, eps, background=True)
+            pooled = image_level_loss(predicted, labels, eps, name="cam")
         terms.append(pooled if weight == 0 else (1 - weight) * pooled)
     if weight > 0:
         if num_samples is None:
             sampled = expected_image_level_loss(cam, labels, eps, background)
         else:
             drawn = importance_sample(cam, num_samples, generator)
-            sampled = _image_level_loss("cam", drawn, labels, eps, background)
+            sampled = image_level_loss(drawn, labels, eps, background, name="cam")
         terms.append(sampled if weight == 1 else weight * sampled)
     return sum(terms[1:], start=terms[0])
 
@@ -321,8 +308,7 @@ def find_pooling(pooling: str | Pooling) -> Pooling:
         return pooling
     if is_plugin(pooling):
         return load_function(pooling, "pooling")
-    known = f"{', '.join(POOLINGS)} or module:function"
-    require(pooling in POOLINGS, f"pooling: expected one of {known}, got {pooling!r}")
+    require(pooling in POOLINGS, f"pooling: expected one of {', '.join(POOLINGS)} or module:function, got {pooling!r}")
     return POOLINGS[pooling]
 
 
@@ -334,14 +320,6 @@ def _mass(cam: Tensor) -> Tensor:
     if not (low >= 0 and high < float("inf")):
         raise InputError(f"cam: expected finite values of at least 0, got values from {low} to {high}")
     return torch.where((mass == 0).all(dim=2, keepdim=True), 1.0, mass)
-
-
-def _image_level_loss(name: str, probabilities: Tensor, labels: Tensor, eps: float, background: bool) -> Tensor:
-    """Eq. 3 of probabilities (B, K) or (B, K, S) that the caller calls ``name``."""
-    probabilities, target = _select(probabilities, labels, background, name)
-    present, absent = _log_likelihoods(probabilities, eps)
-    target = target.view(*target.shape, *[1] * (probabilities.ndim - 2))
-    return -torch.lerp(absent, present, target.expand_as(present)).mean()
 
 
 def _select(values: Tensor, labels: Tensor, background: bool, name: str | None = None) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,6 @@
 calls, is the same number in a fraction of time and memory; the two are tested against each other.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 
@@ -18,16 +16,9 @@ from wsss_nb.fast.pairwise import MU_LIMIT, pairwise_form
 from wsss_nb.system.errors import InputError, require
 
 __all__ = [
-    "MU_RANGE",
-    "SIGMA_RANGE",
-    "FeatureSimilarityLoss",
-    "Normalization",
-    "all_pairs_loss",
-    "dissimilarity",
-    "feature_similarity",
-    "feature_similarity_loss",
-    "spatial_weight",
-]
+    "MU_RANGE", "SIGMA_RANGE", "FeatureSimilarityLoss", "Normalization", "all_pairs_loss", "dissimilarity",
+    "feature_similarity", "feature_similarity_loss", "spatial_weight"
+]  # fmt: skip
 
 Normalization = Literal["pixels", "pairs", "release"]
 """What the sum over pairs is divided by: HW, (HW)^2 as in Eq. 6, or HW / 2 (the release: 1 / HW with g = |a_i - a_j|^2)."""
@@ -63,8 +54,7 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
 
     Paper and release agree.
     """
-    if a.shape[-1:] != b.shape[-1:]:
-        raise InputError(f"b: expected (..., C) as in a = {tuple(a.shape)}, got {tuple(b.shape)}")
+    require(a.shape[-1:] == b.shape[-1:], f"b: expected (..., C) as in a = {tuple(a.shape)}, got {tuple(b.shape)}")
     return (a - b).abs().mean(dim=-1)
 
 
@@ -216,16 +206,18 @@ def feature_similarity_loss(
     for name, value in (("mu", mu), ("sigma", sigma)):
         if value.numel() != 1:
             raise InputError(f"{name}: expected one number, got {value.tolist()}")
-    low, high, mu_value, sigma_value = _fetched(*torch.aminmax(image.detach()), mu, sigma)
-    in_range = low >= -1e-4 and high <= 1 + 1e-4
-    require(in_range, f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}")
+    scalars = [value.detach().to(image.device, torch.float64).view(()) for value in (*torch.aminmax(image), mu, sigma)]
+    low, high, mu_value, sigma_value = torch.stack(scalars).tolist()  # together: each fetch waits for a GPU
+    require(
+        -1e-4 <= low <= high <= 1.0001, f"image: expected values in [0, 1], got values from {low:.4g} to {high:.4g}"
+    )
     require(math.isfinite(mu_value), f"mu: expected one finite number, got {mu_value}")
     _check_sigma(sigma_value)
-    pairs = _pairs(H, W, normalization)
+    scale = -1.0 / (B * _pairs(H, W, normalization))
     if (h, w) != (H, W):
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         image = F.interpolate(image, size=(H, W), mode="bilinear", align_corners=True)
-    return _FeatureSimilarity.apply(cam, image, mu, sigma, (mu_value, sigma_value), -1.0 / (B * pairs))
+    return _FeatureSimilarity.apply(cam, image, mu, sigma, (mu_value, sigma_value), scale)
 
 
 class FeatureSimilarityLoss(nn.Module):
@@ -265,14 +257,9 @@ class FeatureSimilarityLoss(nn.Module):
     initial_sigma: Tensor
 
     def __init__(
-        self,
-        mu: float = 2.5,
-        sigma: float = 5.0,
-        learnable: bool = False,
-        normalization: Normalization = "pixels",
-        mu_range: tuple[float, float] = MU_RANGE,
-        sigma_range: tuple[float, float] = SIGMA_RANGE,
-    ) -> None:
+        self, mu: float = 2.5, sigma: float = 5.0, learnable: bool = False, normalization: Normalization = "pixels",
+        mu_range: tuple[float, float] = MU_RANGE, sigma_range: tuple[float, float] = SIGMA_RANGE
+    ) -> None:  # fmt: skip
         super().__init__()
         require(math.isfinite(mu), f"mu: expected one finite number, got {mu}")
         _check_sigma(sigma)
@@ -283,25 +270,20 @@ class FeatureSimilarityLoss(nn.Module):
         if not SIGMA_LIMITS[0] <= min(sigma_range) <= max(sigma_range) <= SIGMA_LIMITS[1]:
             raise InputError(f"sigma_range: expected bounds in {_LIMITS}, got {sigma_range}")
         _pairs(1, 1, normalization)  # refuses an unknown one at once
-        self.learnable = learnable
         self.normalization: Normalization = normalization
         self.mu_range, self.sigma_range = mu_range, sigma_range
         self.register_buffer("initial_mu", torch.tensor(float(mu)))
         self.register_buffer("initial_sigma", torch.tensor(float(sigma)))
-        if learnable:
-            self.raw_mu = nn.Parameter(torch.zeros(()))
-            self.raw_sigma = nn.Parameter(torch.zeros(()))
+        self.raw_mu, self.raw_sigma = (nn.Parameter(torch.zeros(())) if learnable else None for _ in range(2))
 
     @property
     def mu(self) -> Tensor:
         """Current mu, a scalar tensor; carries gradient if learnable."""
-        return _bounded(self.initial_mu, self.raw_mu, self.mu_range) if self.learnable else self.initial_mu
+        return _bounded(self.initial_mu, self.raw_mu, self.mu_range)
 
     @property
     def sigma(self) -> Tensor:
         """Current sigma in pixels of the map, a scalar tensor; carries gradient if learnable."""
-        if not self.learnable:
-            return self.initial_sigma
         return _bounded(self.initial_sigma, self.raw_sigma, self.sigma_range)
 
     def forward(self, cam: Tensor, image: Tensor) -> Tensor:
@@ -319,18 +301,17 @@ class _FeatureSimilarity(torch.autograd.Function):
         dtype = torch.promote_types(cam.dtype, torch.float32)
         with_scalars = any(ctx.needs_input_grad[2:4])
         with torch.autocast(cam.device.type, enabled=False):
-            form = pairwise_form(cam.to(dtype), image.to(cam.device, dtype), *numbers, with_scalars=with_scalars)
+            value, d_cam, *slopes = pairwise_form(cam.to(dtype), image.to(cam.device, dtype), *numbers, with_scalars)
         # Numbers nobody asked for stay where they are: bringing them to mu's device would wait for the GPU.
-        d_mu, d_sigma = (
-            (scale * derivative).to(value.device, torch.promote_types(value.dtype, torch.float32)).view_as(value)
-            if with_scalars
-            else torch.zeros_like(value)
-            for derivative, value in ((form.d_mu, mu), (form.d_sigma, sigma))
-        )
+        if with_scalars:
+            slopes = [
+                (scale * slope).to(like.device, torch.promote_types(like.dtype, torch.float32)).view_as(like)
+                for slope, like in zip(slopes, (mu, sigma), strict=True)
+            ]
         # Not in half precision: what comes from above may be a loss scale that lifts them out of its underflow.
-        ctx.save_for_backward(scale * form.d_cam, d_mu, d_sigma)
+        ctx.save_for_backward(scale * d_cam, *slopes)
         ctx.dtypes = cam.dtype, mu.dtype, sigma.dtype
-        return (scale * form.value).to(dtype)
+        return (scale * value).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -343,7 +324,9 @@ class _FeatureSimilarity(torch.autograd.Function):
         return d_cam, None, d_mu, d_sigma, None, None
 
 
-def _bounded(initial: Tensor, raw: Tensor, bounds: tuple[float, float]) -> Tensor:
+def _bounded(initial: Tensor, raw: Tensor | None, bounds: tuple[float, float]) -> Tensor:
+    if raw is None:
+        return initial
     raw = torch.nan_to_num(raw, nan=0.0)
     room = torch.where(raw >= 0, bounds[1] - initial, initial - bounds[0])
     value = (initial + room * torch.tanh(raw / room)).clamp(*bounds)
@@ -361,16 +344,5 @@ def _check_sigma(sigma: float | Tensor) -> None:
 def _pairs(H: int, W: int, normalization: Normalization) -> float:
     """1 / N of Eq. 6."""
     numbers = {"pixels": H * W, "pairs": (H * W) ** 2, "release": H * W / 2}
-    expected = ", ".join(numbers)
-    require(normalization in numbers, f"normalization: expected one of {expected}, got {normalization!r}")
+    require(normalization in numbers, f"normalization: expected one of {', '.join(numbers)}, got {normalization!r}")
     return numbers[normalization]
-
-
-def _fetched(*scalars: Tensor) -> list[float]:
-    """Values of one-element tensors; those of a device are fetched together, because each fetch waits for it."""
-    places = [scalar.device for scalar in scalars]
-    values = {
-        place: iter(torch.stack([s.detach().double().view(()) for s in scalars if s.device == place]).tolist())
-        for place in set(places)
-    }
-    return [next(values[place]) for place in places]

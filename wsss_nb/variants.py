@@ -5,8 +5,6 @@ The grid, the command line, the results, the figures and the tables read these r
 (B, K, H, W), to image-level probabilities (B, K), trained by Eq. 3.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

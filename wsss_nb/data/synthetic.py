@@ -6,20 +6,18 @@ on the head; and nothing in its loss makes the map end where the fish ends. Part
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wsss_nb.data.labels import labels_from_mask
-from wsss_nb.data.layout import new_folder
-from wsss_nb.data.palette import save_label_map
-from wsss_nb.data.voc import write_lists
+from wsss_nb.data.layout import labels_from_mask, new_folder
+from wsss_nb.data.voc import save_label_map, write_lists
 from wsss_nb.system.errors import require
 
-__all__ = ["BODY", "FISH", "HEAD", "Fish", "SyntheticSample", "make_synthetic", "synthetic_sample"]
+__all__ = ["BODY", "FISH", "HEAD", "SyntheticSample", "make_synthetic", "synthetic_sample"]
 
 BODY, HEAD = 1, 2
 """Labels of the part masks (0 is background)."""
@@ -28,50 +26,31 @@ _Array = npt.NDArray[np.float32]
 _SPLITS = ("train", "val")
 
 
-@dataclass(frozen=True)
-class Fish:
-    """One class: its name and the look of its head (two RGB colours in 0..1 and a pattern)."""
-
-    name: str
-    pattern: str
-    first: tuple[float, float, float]
-    second: tuple[float, float, float]
-
-
-FISH = (
-    Fish("clownfish", "bands", (0.98, 0.45, 0.05), (1.00, 0.97, 0.92)),
-    Fish("zebrafish", "stripes", (0.05, 0.05, 0.10), (0.97, 0.97, 0.97)),
-    Fish("leopardfish", "spots", (1.00, 0.85, 0.10), (0.25, 0.12, 0.02)),
-    Fish("parrotfish", "checks", (0.05, 0.75, 0.55), (0.95, 0.25, 0.65)),
-    Fish("sunfish", "rings", (0.85, 0.05, 0.08), (1.00, 0.85, 0.20)),
-    Fish("angelfish", "stripes", (0.10, 0.20, 0.85), (0.98, 0.90, 0.25)),
-    Fish("lanternfish", "spots", (0.40, 0.08, 0.60), (0.80, 1.00, 0.85)),
-    Fish("harlequin", "checks", (0.90, 0.10, 0.10), (0.08, 0.08, 0.35)),
-    Fish("dragonet", "rings", (0.05, 0.35, 0.90), (0.30, 1.00, 0.60)),
-    Fish("wrasse", "bands", (0.95, 0.55, 0.75), (0.20, 0.45, 0.15)),
-    Fish("goby", "stripes", (0.60, 0.95, 0.15), (0.55, 0.05, 0.10)),
-    Fish("grouper", "checks", (0.95, 0.95, 0.95), (0.60, 0.30, 0.05)),
-)
-"""The classes in the order of their ids 1, 2, ...; a data set uses the first ``num_classes - 1``."""
+# name, pattern, and the two colours in percent of red, green and blue
+_TABLE = """
+clownfish bands 98 45 5 100 97 92      zebrafish stripes 5 5 10 97 97 97    leopardfish spots 100 85 10 25 12 2
+parrotfish checks 5 75 55 95 25 65     sunfish rings 85 5 8 100 85 20       angelfish stripes 10 20 85 98 90 25
+lanternfish spots 40 8 60 80 100 85    harlequin checks 90 10 10 8 8 35     dragonet rings 5 35 90 30 100 60
+wrasse bands 95 55 75 20 45 15         goby stripes 60 95 15 55 5 10        grouper checks 95 95 95 60 30 5
+"""
+FISH: dict[str, tuple[str, _Array]] = {
+    name: (pattern, (np.array(rgb, float) / 100).astype(np.float32).reshape(2, 3))
+    for name, pattern, *rgb in np.reshape(_TABLE.split(), (-1, 8)).tolist()
+}
+"""The look of the head by class, its pattern and two RGB colours (2, 3) in 0..1, in the order of the ids 1, 2, ...; a data
+set uses the first ``num_classes - 1``."""
 
 
-@dataclass(frozen=True)
-class SyntheticSample:
-    """An image (S, S, 3) uint8 with its exact mask (ids) and part mask (0, BODY, HEAD), (S, S) uint8."""
+class SyntheticSample(NamedTuple):
+    """An image (S, S, 3) uint8 with its mask (ids) and part mask (0, BODY, HEAD), (S, S) uint8, and its ids, ascending."""
 
     image: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.uint8]
     part: npt.NDArray[np.uint8]
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Ids of the fish in the image, ascending."""
-        return tuple(int(k) for k in np.unique(self.mask) if k)
+    classes: tuple[int, ...]
 
 
-def synthetic_sample(
-    seed: int, split: str, index: int, *, size: int = 96, num_classes: int = 6, clutter: float = 0.5
-) -> SyntheticSample:
+def synthetic_sample(seed: int, split: str, index: int, *, size: int = 96, num_classes: int = 6) -> SyntheticSample:
     """Draw image ``index`` of a split; it depends on nothing but the arguments.
 
     Args:
@@ -80,7 +59,6 @@ def synthetic_sample(
         index: of the image in the split; other images have no influence on it.
         size: side of the square image in pixels, at least 48; fish are 0.37 to 0.57 of it long.
         num_classes: counts the background, 2..13.
-        clutter: 0 (calm background) .. 1 (busy background).
 
     Raises:
         InputError: an argument outside its range.
@@ -93,11 +71,10 @@ def synthetic_sample(
     most = len(FISH) + 1
     require(size >= 48, f"size: expected at least 48 pixels, got {size}")
     require(2 <= num_classes <= most, f"num_classes: expected 2..{most} (background counted), got {num_classes}")
-    require(0 <= clutter <= 1, f"clutter: expected 0..1, got {clutter}")
     require(seed >= 0, f"seed: expected a non-negative integer, got {seed}")
     require(split in _SPLITS, f"split: expected one of {_SPLITS}, got {split!r}")
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
-    canvas = _background(rng, size, clutter)
+    canvas = _background(rng, size)
     mask, part = np.zeros((2, size, size), np.uint8)
     for _ in range(int(rng.integers(1, 3))):
         kind = int(rng.integers(1, num_classes))
@@ -110,23 +87,17 @@ def synthetic_sample(
                 break
         else:
             break
-        canvas = _paint(rng, canvas, shape, FISH[kind - 1])
+        canvas = _paint(rng, canvas, shape, *[*FISH.values()][kind - 1])
         mask[shape.inside] = kind
         part[shape.inside] = np.where(shape.head_distance[shape.inside] < 0, HEAD, BODY)
     image = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-    return SyntheticSample(image, mask, part)
+    return SyntheticSample(image, mask, part, tuple(np.unique(mask[mask > 0]).tolist()))
 
 
 def make_synthetic(
-    root: str | os.PathLike[str],
-    *,
-    num_train: int = 600,
-    num_val: int = 150,
-    size: int = 96,
-    num_classes: int = 6,
-    seed: int = 0,
-    clutter: float = 0.5,
-) -> Path:
+    root: str | os.PathLike[str], *, num_train: int = 600, num_val: int = 150, size: int = 96, num_classes: int = 6,
+    seed: int = 0
+) -> Path:  # fmt: skip
     """Write the synthetic data set as a VOC-layout folder; seconds, deterministic, all or nothing.
 
     Writes JPEGImages (quality 95, no chroma subsampling), SegmentationClass, SegmentationParts (0 background,
@@ -147,14 +118,14 @@ def make_synthetic(
     counts = {"train": num_train, "val": num_val}
     for split, count in counts.items():
         require(count >= 1, f"num_{split}: expected at least 1, got {count}")
-    classes = ("background", *(fish.name for fish in FISH[: num_classes - 1]))
+    classes = ("background", *[*FISH][: num_classes - 1])
     labels: dict[str, dict[str, npt.NDArray[np.uint8]]] = {split: {} for split in counts}
     with new_folder(root) as folder:
         (folder / "JPEGImages").mkdir()
         for split, count in counts.items():
             for index in range(count):
                 name = f"{split}_{index:05d}"
-                sample = synthetic_sample(seed, split, index, size=size, num_classes=num_classes, clutter=clutter)
+                sample = synthetic_sample(seed, split, index, size=size, num_classes=num_classes)
                 path = folder / "JPEGImages" / f"{name}.jpg"
                 Image.fromarray(sample.image).save(path, quality=95, subsampling=0)
                 save_label_map(folder / "SegmentationClass" / f"{name}.png", sample.mask)
@@ -167,17 +138,13 @@ def make_synthetic(
 # --- shape -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     along: _Array  # (S, S) position along the axis, -0.5 (tail) .. 0.5 (nose), in fish lengths
     across: _Array  # (S, S) position across the axis, belly < 0 < back, in fish lengths
     distance: _Array  # (S, S) approximate signed distance to the outline in pixels, negative inside
     head_distance: _Array  # (S, S) the same to the gill line, negative on the head's side
     length: float  # pixels
-
-    @property
-    def inside(self) -> npt.NDArray[np.bool_]:
-        return self.distance < 0  # coverage above one half
+    inside: npt.NDArray[np.bool_]  # coverage above one half
 
 
 def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
@@ -187,13 +154,12 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     flip = 1.0 if rng.random() < 0.5 else -1.0
     head_share = float(rng.uniform(0.16, 0.19))
     place = rng.random(2)
-    cos, sin = math.cos(angle), math.sin(angle)  # Python floats keep the arrays in float32
 
     # where it may stand: its extent is that of a slightly larger fish sampled on a grid around the origin
     grid = np.linspace(-0.62, 0.62, 63, dtype=np.float32)
     u, v = np.meshgrid(grid, grid)
     hit = _outline(u, _straighten(u, v, bend), plump) < 0
-    x, y = length * (u * cos - flip * v * sin)[hit], length * (u * sin + flip * v * cos)[hit]
+    x, y = (length * axis[hit] for axis in _turn(u, flip * v, -angle))
     step = length * float(grid[1] - grid[0])
     margin = 2.0  # pixels of background between a fish and the image border
     low = np.array([-x.min(), -y.min()]) + margin + step
@@ -201,14 +167,19 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     left, top = (low + place * np.maximum(high - low, 0)).tolist()
 
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
-    dx, dy = (xs - left) / length, (ys - top) / length
-    along = (dx * cos + dy * sin).astype(np.float32)
-    across = (flip * (dy * cos - dx * sin)).astype(np.float32)
-    across = _straighten(along, across, bend)
+    along, across = _turn((xs - left) / length, (ys - top) / length, angle)
+    across = _straighten(along, flip * across, bend)
     distance = _to_pixels(_outline(along, across, plump))
     gill = along + 0.9 * across**2  # the gill line is an arc, open to the nose
-    cut = float(np.quantile(gill[distance < 0], 1 - head_share))
-    return _Shape(along, across, distance, _to_pixels(cut - gill), length)
+    inside = distance < 0
+    cut = float(np.quantile(gill[inside], 1 - head_share))
+    return _Shape(along, across, distance, _to_pixels(cut - gill), length, inside)
+
+
+def _turn(x: _Array, y: _Array, angle: float) -> tuple[_Array, _Array]:
+    """The points (x, y) in axes turned by an angle; Python floats keep them in float32."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos + y * sin, y * cos - x * sin
 
 
 def _straighten(along: _Array, across: _Array, bend: float) -> _Array:
@@ -227,7 +198,7 @@ def _outline(along: _Array, across: _Array, plump: float) -> _Array:
     return np.minimum(egg, tail).astype(np.float32)
 
 
-def _to_pixels(implicit: _Array) -> _Array:
+def _to_pixels(implicit: npt.NDArray[np.floating]) -> _Array:
     """First-order signed distance: value over gradient length (differences between neighbouring pixels)."""
     gy, gx = np.gradient(implicit)
     return (implicit / np.maximum(np.sqrt(gx * gx + gy * gy), 1e-3)).astype(np.float32)
@@ -257,7 +228,7 @@ def _smooth_noise(rng: np.random.Generator, size: int, cells: int, channels: int
     return np.einsum("ya,abc,xb->yxc", weight, values, weight, optimize=True).astype(np.float32)
 
 
-def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
+def _background(rng: np.random.Generator, size: int) -> _Array:
     """Gravel of two related muted colours with light, grain and a few stones of unrelated colour."""
     base = _muted_colors(rng, 1)[0]
     tint = base + rng.uniform(-0.12, 0.12, 3).astype(np.float32)
@@ -273,16 +244,14 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
     nearest = squared.argmin(1)
     first, second = np.partition(squared, 1, axis=1)[:, :2].T
     gap = np.sqrt(np.maximum(second, 0)) - np.sqrt(np.maximum(first, 0))  # 0 on the border of two pebbles
-    tone = rng.normal(0, 0.055 * (0.4 + 1.2 * clutter), (count, 1)) + rng.normal(0, 0.02, (count, 3))
-    groove = 0.16 * (0.3 + clutter) * np.exp(-gap.reshape(size, size, 1) / 1.2)
+    tone = rng.normal(0, 0.055, (count, 1)) + rng.normal(0, 0.02, (count, 3))
+    groove = 0.128 * np.exp(-gap.reshape(size, size, 1) / 1.2)
     canvas = (canvas + tone.astype(np.float32)[nearest].reshape(size, size, 3)) * (1 - groove)
 
-    for _ in range(int(rng.integers(0, 2 + round(4 * clutter)))):
+    for _ in range(int(rng.integers(0, 4))):
         x, y = (rng.random(2) * size).tolist()
         radii: list[float] = (rng.uniform(0.03, 0.085, 2) * size).tolist()
-        angle = float(rng.uniform(0, np.pi))
-        cos, sin = math.cos(angle), math.sin(angle)
-        u, v = (xs - x) * cos + (ys - y) * sin, (ys - y) * cos - (xs - x) * sin
+        u, v = _turn(xs - x, ys - y, float(rng.uniform(0, np.pi)))
         r = np.sqrt((u / radii[0]) ** 2 + (v / radii[1]) ** 2)
         cover = np.clip(0.5 - (r - 1) * (sum(radii) / 2), 0, 1)[..., None]
         light = (1.1 - 0.3 * r.clip(0, 1) ** 2)[..., None]
@@ -291,14 +260,13 @@ def _background(rng: np.random.Generator, size: int, clutter: float) -> _Array:
     # dark scenes and bright ones: what is a body's colour here is the gravel's there
     canvas = canvas * (float(rng.uniform(0.1, 0.6)) / float(canvas.mean()))
     grey, colour = (rng.standard_normal((size, size, channels), dtype=np.float32) for channels in (1, 3))
-    canvas = canvas + (0.4 + 1.2 * clutter) * (0.02 * grey + 0.008 * colour)
+    canvas = canvas + (0.02 * grey + 0.008 * colour)
     return np.clip(canvas, 0.02, 0.98).astype(np.float32)
 
 
-def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) -> _Array:
+def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, pattern: str, colors: _Array) -> _Array:
     """Lay the fish over the canvas; its edges are antialiased by coverage."""
-    ring = canvas[(shape.distance > 0.5) & (shape.distance < 5)]
-    body = _contrasting_color(rng, ring)
+    body = _contrasting_color(rng, canvas[(shape.distance > 0.5) & (shape.distance < 5)])
     depth = np.clip(-shape.distance / (0.16 * shape.length), 0, 1)
     roundness = np.sqrt(1 - (1 - depth) ** 2)
     light = 0.80 + 0.24 * roundness + 0.25 * shape.across  # lit from above its back
@@ -307,7 +275,7 @@ def _paint(rng: np.random.Generator, canvas: _Array, shape: _Shape, fish: Fish) 
     grain = 0.03 * scales + 0.04 * rays + 0.02 * rng.standard_normal(rays.shape, dtype=np.float32)
     coat = body * (light + grain)[..., None]
 
-    head = _head(shape, fish) * (0.85 + 0.2 * roundness)[..., None]
+    head = _head(shape, pattern, colors) * (0.85 + 0.2 * roundness)[..., None]
     head_cover = np.clip(0.5 - shape.head_distance, 0, 1)[..., None]
     coat = coat * (1 - head_cover) + head * head_cover
     cover = np.clip(0.5 - shape.distance, 0, 1)[..., None]
@@ -332,7 +300,7 @@ def _contrasting_color(rng: np.random.Generator, ring: _Array) -> _Array:
     return colors[int(best)]
 
 
-def _head(shape: _Shape, fish: Fish) -> _Array:
+def _head(shape: _Shape, pattern: str, colors: _Array) -> _Array:
     """The head's two-coloured pattern (S, S, 3), some four pixels from crest to crest at size 96, and eye."""
     u, v = shape.along * 10, shape.across * 10  # period 1 = a tenth of the fish's length
     waves: dict[str, _Array] = {
@@ -342,8 +310,8 @@ def _head(shape: _Shape, fish: Fish) -> _Array:
         "checks": np.sin(2 * np.pi * u / 1.9) * np.sin(2 * np.pi * v / 1.9),
         "rings": np.sin(2 * np.pi * np.hypot(u - 4.0, v) / 1.35 + 0.6),
     }
-    blend = np.clip(0.5 + 2.5 * waves[fish.pattern], 0, 1)[..., None]
-    head = np.array(fish.first, np.float32) * (1 - blend) + np.array(fish.second, np.float32) * blend
+    blend = np.clip(0.5 + 2.5 * waves[pattern], 0, 1)[..., None]
+    head = colors[0] * (1 - blend) + colors[1] * blend
     from_eye = np.hypot(shape.along - 0.42, shape.across - 0.055) * shape.length
     for radius, shade in ((0.042, 1.0), (0.025, 0.03)):
         eye = np.clip(0.5 + radius * shape.length - from_eye, 0, 1)[..., None]

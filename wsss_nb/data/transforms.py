@@ -70,39 +70,10 @@ def resize(image: Tensor, size: tuple[int, int], antialias: bool = True) -> Tens
     return resized.clamp_(0, 1)
 
 
-def crop_or_pad(image: Tensor, top: int, left: int, size: int, fill: tuple[float, ...] | float = 0) -> Tensor:
-    """Square window (..., size, size) of an image (C, H, W) or a map (H, W), with ``fill`` where it lies outside.
-
-    Args:
-        image: (C, H, W) or (H, W).
-        top: row of the window's first row in the image; negative = padding above.
-        left: its first column.
-        size: side of the window in pixels.
-        fill: one value, or one per channel.
-
-    Example:
-        >>> crop_or_pad(torch.ones(1, 2, 2), -1, 0, 2)[0].tolist()
-        [[0.0, 0.0], [1.0, 1.0]]
-    """
-    H, W = image.shape[-2:]
-    if top >= 0 and left >= 0 and top + size <= H and left + size <= W:
-        return image[..., top : top + size, left : left + size]
-    value = torch.as_tensor(fill, dtype=image.dtype, device=image.device)
-    window = value.reshape(*value.shape, 1, 1).expand(*image.shape[:-2], size, size).clone()
-    y0, y1, x0, x1 = max(top, 0), min(top + size, H), max(left, 0), min(left + size, W)
-    if y0 < y1 and x0 < x1:
-        window[..., y0 - top : y1 - top, x0 - left : x1 - left] = image[..., y0:y1, x0:x1]
-    return window
-
-
 def color_jitter(
-    image: Tensor,
-    brightness: float = 1.0,
-    contrast: float = 1.0,
-    saturation: float = 1.0,
-    hue: float = 0.0,
-    order: tuple[int, ...] = (0, 1, 2, 3),
-) -> Tensor:
+    image: Tensor, brightness: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0,
+    order: tuple[int, ...] = (0, 1, 2, 3)
+) -> Tensor:  # fmt: skip
     """Colour changes of an image (3, H, W), clamped to [0, 1] after each.
 
     0 brightness: b x; 1 contrast: c x + (1 - c) mean grey of the image; 2 saturation: s x + (1 - s) grey of
@@ -115,11 +86,9 @@ def color_jitter(
     from kornia import enhance  # here, so that no one waits for kornia who does not use it
 
     steps = (
-        (enhance.adjust_brightness_accumulative, brightness),
-        (enhance.adjust_contrast_with_mean_subtraction, contrast),
-        (enhance.adjust_saturation_with_gray_subtraction, saturation),
-        (enhance.adjust_hue, 2 * np.pi * hue),
-    )
+        (enhance.adjust_brightness_accumulative, brightness), (enhance.adjust_contrast_with_mean_subtraction, contrast),
+        (enhance.adjust_saturation_with_gray_subtraction, saturation), (enhance.adjust_hue, 2 * np.pi * hue)
+    )  # fmt: skip
     for adjust, amount in (steps[step] for step in order if step < 3 or hue):
         image = adjust(image, amount)
     return image.clamp(0, 1)
@@ -191,8 +160,7 @@ class CamAugmentation:
         draw = torch.rand(14, generator=generator, dtype=torch.float64).tolist()
         if self.scale is not None:
             low, high = self.scale
-            size = _scaled_size(image, (low + int(draw[0] * (high - low + 1))) / max(image.shape[1:]))
-            image, labels = resize(image, size), _resize_labels(labels, size)
+            image, labels = _zoom(image, labels, (low + int(draw[0] * (high - low + 1))) / max(image.shape[1:]))
         if self.flip and draw[1] < 0.5:
             image, labels = image.flip(-1), labels.flip(-1)
         if self.jitter is not None:
@@ -242,8 +210,8 @@ class SegmentationAugmentation:
         """
         _check_pair(image, labels)
         draw = torch.rand(9, generator=generator, dtype=torch.float64).tolist()
-        size = _scaled_size(image, self.scale[0] + draw[0] * (self.scale[1] - self.scale[0]))
-        image, labels = resize(image, size, antialias=False), _resize_labels(labels, size)
+        factor = self.scale[0] + draw[0] * (self.scale[1] - self.scale[0])
+        image, labels = _zoom(image, labels, factor, antialias=False)
         if self.hsv:
             h, s, v = (int(u * (2 * self.hsv + 1)) - self.hsv for u in draw[4:7])
             image = hsv_shift(image, h / 180, s / 255, v / 255)
@@ -258,16 +226,14 @@ def _check_pair(image: Tensor, labels: Tensor) -> None:
     require(fits, f"labels: expected (H, W) = {tuple(image.shape[1:])}, got {tuple(labels.shape)}")
 
 
-def _scaled_size(image: Tensor, factor: float) -> tuple[int, int]:
-    return max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor))
-
-
-def _resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(labels.shape[-2:]) == size:
-        return labels
+def _zoom(image: Tensor, labels: Tensor, factor: float, antialias: bool = True) -> tuple[Tensor, Tensor]:
+    """Both at ``factor`` times the size: scores (C, H, W) bilinear, labels (H, W) nearest."""
+    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor))
     if labels.ndim == 3:
-        return F.interpolate(labels[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
-    return F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(labels.dtype)
+        zoomed = F.interpolate(labels[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    else:
+        zoomed = F.interpolate(labels[None, None].float(), size, mode="nearest-exact")[0, 0].to(labels.dtype)
+    return resize(image, size, antialias), zoomed
 
 
 def _random_crop(
@@ -276,5 +242,6 @@ def _random_crop(
     """A random window; where the image is smaller, it lies at random inside the window."""
     rooms = zip(draw, (image.shape[1] - size, image.shape[2] - size), strict=True)
     top, left = (int(u * (room + 1)) if room >= 0 else -int(u * (1 - room)) for u, room in rooms)
-    outside = 0 if labels.is_floating_point() else VOID
-    return crop_or_pad(image, top, left, size, fill), crop_or_pad(labels, top, left, size, outside)
+    pads = (-left, left + size - image.shape[2], -top, top + size - image.shape[1])  # a negative one crops
+    window = torch.stack([F.pad(channel, pads, value=shade) for channel, shade in zip(image, fill, strict=True)])
+    return window, F.pad(labels, pads, value=0 if labels.is_floating_point() else VOID)

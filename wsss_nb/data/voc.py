@@ -1,29 +1,26 @@
-"""Folders in PASCAL VOC's layout: images, masks, splits and image-level labels, with clear errors."""
+"""Folders in PASCAL VOC's layout: images, masks, splits and image-level labels, with clear errors; label maps as PNGs."""
 
 import copy
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from wsss_nb.data.labels import labels_from_csv, labels_from_mask, labels_from_xml, read_classes, write_labels
-from wsss_nb.data.layout import list_path, parse_names, require_file, write_list
-from wsss_nb.data.palette import read_label_map
+from wsss_nb.data import layout
 from wsss_nb.system.config import VOID
 from wsss_nb.system.errors import InputError, expecting, require
+from wsss_nb.system.files import atomic_path
 
-__all__ = ["CheckReport", "VOCFolder", "check_folder", "check_size", "write_lists"]
+__all__ = ["VOCFolder", "check_folder", "colorize", "read_label_map", "save_label_map", "voc_colormap", "write_lists"]
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-_EIGHT_BIT_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA", "PA", "RGBX", "LAB", "HSV")
-_ORIENTATION = 0x0112  # EXIF tag; values above 4 swap height and width
 _Array = npt.NDArray[np.uint8]
 
 
@@ -57,13 +54,13 @@ class VOCFolder:
         self.split = split
         got = "one without JPEGImages" if self.root.is_dir() else "no folder"
         require((self.root / "JPEGImages").is_dir(), f"{self.root}: expected a folder in VOC layout, got {got}")
-        self.classes = read_classes(self.root / "classes.txt")
-        names = list_path(self.root, split)
+        self.classes = layout.read_classes(self.root / "classes.txt")
+        names = layout.list_path(self.root, split)
         with expecting("a list of image names in UTF-8", names):
-            self.names = parse_names(names.read_bytes(), names)
+            self.names = layout.parse_names(names.read_bytes(), names)
         self._csv = Path(labels) if labels is not None else self.root / "labels.csv"
         if labels is not None or self._csv.exists():
-            require_file(self._csv, "a CSV of labels")
+            layout.require_file(self._csv, "a CSV of labels")
         self._read: Callable[[Path], bytes] = Path.read_bytes
 
     def __len__(self) -> int:
@@ -97,11 +94,8 @@ class VOCFolder:
         Raises:
             InputError: there is none.
         """
-        for suffix in _IMAGE_SUFFIXES:
-            path = self.root / "JPEGImages" / f"{name}{suffix}"
-            if path.is_file():
-                return path
-        raise InputError(f"{self.root / 'JPEGImages' / name}.jpg: expected an image, got no file")
+        paths = [self.root / "JPEGImages" / f"{name}{suffix}" for suffix in _IMAGE_SUFFIXES]
+        return layout.require_file(next(filter(Path.is_file, paths), paths[0]), "an image")
 
     def image(self, name: str) -> _Array:
         """The image (H, W, 3) uint8 RGB; grey, palette and CMYK files are converted, turned as EXIF says.
@@ -111,8 +105,8 @@ class VOCFolder:
         """
         path = self.image_path(name)
         with expecting("a readable image", path), Image.open(BytesIO(self._read(path))) as image:
-            known = image.mode in _EIGHT_BIT_MODES
-            require(known, f"{path}: expected an image of 8 bits a channel, got mode {image.mode}")
+            eight_bit = image.mode[0] not in "IF"
+            require(eight_bit, f"{path}: expected an image of 8 bits a channel, got mode {image.mode}")
             pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
         return pixels
 
@@ -148,9 +142,9 @@ class VOCFolder:
             InputError: the source has no entry for the image, or is malformed.
         """
         if self.label_source == "annotations":
-            return labels_from_xml(self.root / "Annotations" / f"{name}.xml", self.classes)
+            return layout.labels_from_xml(self.root / "Annotations" / f"{name}.xml", self.classes)
         if self.label_source == "masks":
-            return labels_from_mask(self.mask(name), self.num_classes)
+            return layout.labels_from_mask(self.mask(name), self.num_classes)
         require(name in self._rows, f"{self._csv}: expected a row for image {name!r}, got none")
         return self._rows[name].copy()
 
@@ -204,10 +198,13 @@ class VOCFolder:
 
     @cached_property
     def _rows(self) -> dict[str, _Array]:
-        return labels_from_csv(self._csv, self.classes)
+        return layout.labels_from_csv(self._csv, self.classes)
 
     def _label_map(self, folder: Path, name: str, num_labels: int, what: str, *, void: bool = True) -> _Array:
-        path, image_path = require_file(folder / f"{name}.png", f"{what} of image {name!r}"), self.image_path(name)
+        path, image_path = (
+            layout.require_file(folder / f"{name}.png", f"{what} of image {name!r}"),
+            self.image_path(name),
+        )
         label_map = read_label_map(path, self._read(path))
         check_size(label_map, path, image_path, self._read(image_path))
         highest = int(label_map.max(initial=0, where=label_map != VOID if void else True))
@@ -234,14 +231,13 @@ def check_size(label_map: _Array, source: object, image_path: Path, content: byt
         InputError: the sizes differ, or the image is unreadable.
     """
     with expecting("a readable image", image_path), Image.open(BytesIO(content)) as image:
-        turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) > 4
+        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
         width, height = image.size[::-1] if turned else image.size
     size, got = f"{width}x{height}", f"{label_map.shape[1]}x{label_map.shape[0]}"
     require(size == got, f"{source}: expected the image's size {size}, got {got}")
 
 
-@dataclass(frozen=True)
-class CheckReport:
+class CheckReport(NamedTuple):
     """What `check_folder` found.
 
     Attributes:
@@ -254,13 +250,9 @@ class CheckReport:
 
 
 def check_folder(
-    root: str | os.PathLike[str],
-    splits: Sequence[str],
-    skip_bad: bool = False,
-    *,
-    mask_splits: Sequence[str] | None = None,
-    hash_masks: Sequence[str] = (),
-) -> CheckReport:
+    root: str | os.PathLike[str], splits: Sequence[str], skip_bad: bool = False, *,
+    mask_splits: Sequence[str] | None = None, hash_masks: Sequence[str] = ()
+) -> CheckReport:  # fmt: skip
     """Open every file of some splits of a VOC-layout folder before hours of training depend on them.
 
     Each file is read once: it is opened and hashed from memory.
@@ -304,9 +296,8 @@ def check_folder(
                 if not skip_bad:
                     raise
                 bad[name] = str(error)
-        if not good:
-            first = bad[folder.names[0]]
-            raise InputError(f"{root}: expected a usable image in split {split!r}, got none; first: {first}")
+        first = bad.get(folder.names[0])
+        require(len(good) > 0, f"{root}: expected a usable image in split {split!r}, got none; first: {first}")
     left = {split: {name: good[name] for name in good if name not in bad} for split, (_, good) in found.items()}
     return CheckReport(bad, {split: _split_hash(found[split][0].classes, left[split]) for split in splits})
 
@@ -324,5 +315,91 @@ def write_lists(root: Path, classes: Sequence[str], splits: Mapping[str, Mapping
     """
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     for split, labels in splits.items():
-        write_list(root, split, labels)
-    write_labels({name: y for labels in splits.values() for name, y in labels.items()}, classes, root / "labels.csv")
+        layout.write_list(root, split, labels)
+    rows = {name: y for labels in splits.values() for name, y in labels.items()}
+    layout.write_labels(rows, classes, root / "labels.csv")
+
+
+# --- label maps as palette PNGs
+
+
+@cache
+def voc_colormap() -> npt.NDArray[np.uint8]:
+    """PASCAL VOC's colours of the 256 labels, (256, 3) uint8, read-only.
+
+    color[l][ch] = sum_b bit(l, 3 b + ch) << (7 - b): the bits of the label, dealt in turn to red, green and
+    blue, most significant colour bit first. Label 0 is black, 1 dark red, 255 (void) cream.
+
+    Example:
+        >>> voc_colormap()[[0, 1, 255]].tolist()
+        [[0, 0, 0], [128, 0, 0], [224, 224, 192]]
+    """
+    label, channel, b = np.ogrid[:256, :3, :8]
+    colors = ((label >> (3 * b + channel) & 1) << (7 - b)).sum(-1).astype(np.uint8)
+    colors.setflags(write=False)
+    return colors
+
+
+def colorize(label_map: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+    """RGB picture (H, W, 3) uint8 of a label map (H, W) in VOC's colours.
+
+    Raises:
+        InputError: the map is not two-dimensional or holds labels outside 0..255.
+
+    Example:
+        >>> colorize(np.array([[0, 1]])).tolist()
+        [[[0, 0, 0], [128, 0, 0]]]
+    """
+    return voc_colormap()[_as_label_map(label_map)]
+
+
+def save_label_map(path: str | os.PathLike[str], label_map: npt.NDArray[np.integer]) -> None:
+    """Write a label map (H, W), labels 0..255, as a palette PNG in VOC's colours; the file appears whole.
+
+    Raises:
+        InputError: the map is not two-dimensional, not of integers, or holds labels outside 0..255,
+            or the place is not writable.
+
+    Example:
+        >>> save_label_map("map.png", np.zeros((4, 6), dtype=np.uint8))
+        >>> read_label_map("map.png").shape
+        (4, 6)
+    """
+    image = Image.fromarray(_as_label_map(label_map))
+    image.putpalette(voc_colormap().tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def read_label_map(path: str | os.PathLike[str], content: bytes | None = None) -> npt.NDArray[np.uint8]:
+    """Labels (H, W) uint8 of a palette or grey PNG of 1 to 8 bits; the palette's colours play no part.
+
+    Args:
+        path: the file.
+        content: its bytes, where they have been read already.
+
+    Raises:
+        InputError: the file is missing, unreadable, or a colour image (which has no labels to read).
+
+    Example:
+        >>> save_label_map("map.png", np.full((2, 3), 255, dtype=np.uint8))
+        >>> int(read_label_map("map.png").max())
+        255
+    """
+    with expecting("a readable label map (PNG)", path):
+        image = Image.open(BytesIO(Path(path).read_bytes() if content is None else content))
+        has_labels = image.mode in ("P", "L", "1")
+        require(has_labels, f"{path}: expected a palette or 8-bit grey PNG, got an image of mode {image.mode}")
+        # Pillow spreads grey values of 2 and 4 bits over 0..255; labels are the stored numbers
+        step = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
+        label_map = np.array(image, dtype=np.uint8) // np.uint8(step)
+    return label_map
+
+
+def _as_label_map(label_map: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+    label_map = np.asarray(label_map)
+    require(label_map.ndim == 2 and label_map.size > 0, f"label_map: expected shape (H, W), got {label_map.shape}")
+    require(label_map.dtype.kind in "ui", f"label_map: expected integers, got {label_map.dtype}")
+    low, high = int(label_map.min()), int(label_map.max())
+    require(low >= 0 and high <= 255, f"label_map: expected labels 0..255, got {low}..{high}")
+    return label_map.astype(np.uint8, copy=False)

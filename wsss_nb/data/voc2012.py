@@ -4,50 +4,62 @@ Runs do not depend on this module: what they read is the folder.
 """
 
 import gzip
+import http.client
 import io
 import os
 import re
 import tarfile
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.io import loadmat
 
-from wsss_nb.data.download import Archive, check_archive, fetch
-from wsss_nb.data.labels import VOC_CLASSES, labels_from_xml, write_labels
-from wsss_nb.data.layout import list_path, parse_names, require_file, write_list
-from wsss_nb.data.palette import save_label_map
-from wsss_nb.data.voc import VOCFolder, check_size
-from wsss_nb.system.errors import expecting, require
-from wsss_nb.system.files import atomic_path
+from wsss_nb.data import layout
+from wsss_nb.data.layout import VOC_CLASSES, require_file
+from wsss_nb.data.voc import VOCFolder, check_size, save_label_map
+from wsss_nb.system.errors import InputError, expecting, require
+from wsss_nb.system.files import atomic_path, sha256_file
+from wsss_nb.system.progress import progress
 
 __all__ = ["VOC_ARCHIVES", "VOC_COUNTS", "build_voc2012", "mirrored", "pack_submission", "read_archive", "read_matlab"]
 
+_BLOCK, _TIMEOUT = 1 << 20, 60.0  # bytes; seconds without one that count as a lost connection
+_PASSING = {408, 429, 500, 502, 503, 504}  # answers that a later request may not get again
+
+
+class Archive(NamedTuple):
+    """A published file.
+
+    Attributes:
+        name: its file name.
+        bases: addresses of the folders it is in, tried in this order.
+        size: bytes, where known.
+        sha256: hexadecimal digest, where known.
+    """
+
+    name: str
+    bases: tuple[str, ...]
+    size: int | None = None
+    sha256: str | None = None
+
+
 _ORGANISERS = "robots.ox.ac.uk/pascal/VOC/voc2012"
+_SBD = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
 VOC_ARCHIVES: Mapping[str, Archive] = {
-    "trainval": Archive(
-        "VOCtrainval_11-May-2012.tar",
-        (f"https://thor.{_ORGANISERS}", f"http://host.{_ORGANISERS}"),
-        1_999_639_040,
-        "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-    ),
-    "sbd": Archive(
-        "benchmark.tgz",
-        ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",),
-        sha256="6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53",
-    ),
-    "test": Archive(
-        "VOC2012test.tar",
-        (f"https://thor.{_ORGANISERS}", "http://pjreddie.com/media/files", "https://data.pjreddie.com/files"),
-        1_850_626_560,
-        "f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3",
-    ),
-}
+    "trainval": Archive("VOCtrainval_11-May-2012.tar", (f"https://thor.{_ORGANISERS}", f"http://host.{_ORGANISERS}"),
+    1_999_639_040, "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"), "sbd": Archive("benchmark.tgz",
+    (_SBD, ), sha256="6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53"),
+    "test": Archive("VOC2012test.tar", (f"https://thor.{_ORGANISERS}", "http://pjreddie.com/media/files",
+    "https://data.pjreddie.com/files"), 1_850_626_560,
+    "f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3")
+}  # fmt: skip
 """The three archives by role. SHA-256 are those that TensorFlow Datasets and torchvision check; SBD's size is not
 checked apart."""
 
@@ -68,19 +80,14 @@ def mirrored(archives: Mapping[str, Archive], base: str) -> dict[str, Archive]:
         >>> mirrored(VOC_ARCHIVES, "https://example.org/voc")["sbd"].bases
         ('https://example.org/voc',)
     """
-    is_address = re.match(r"https?://[^/]", base) is not None
-    require(is_address, f"mirror: expected an address http(s)://HOST/FOLDER, got {base!r}")
-    return {role: replace(archive, bases=(base.rstrip("/"),)) for role, archive in archives.items()}
+    require(bool(re.match(r"https?://[^/]", base)), f"mirror: expected an address http(s)://HOST/FOLDER, got {base!r}")
+    return {role: archive._replace(bases=(base.rstrip("/"),)) for role, archive in archives.items()}
 
 
 def build_voc2012(
-    root: str | os.PathLike[str],
-    given: Mapping[str, Path] | None = None,
-    *,
-    test: bool = False,
-    archives: Mapping[str, Archive] = VOC_ARCHIVES,
-    verify: bool = True,
-) -> Path:
+    root: str | os.PathLike[str], given: Mapping[str, Path] | None = None, *, test: bool = False, archives: Mapping[str,
+    Archive] = VOC_ARCHIVES, verify: bool = True
+) -> Path:  # fmt: skip
     """Make ``root/VOCdevkit/VOC2012`` with the splits train, val, train_aug and, if wanted, test.
 
     train_aug = (VOC train + SBD train + SBD val) - VOC val (Hariharan et al., ICCV 2011). SBD's masks become palette
@@ -122,13 +129,13 @@ def build_voc2012(
             check_archive(given[role], archives[role])
         return given[role]
 
-    if not all(list_path(voc, split).is_file() for split in ("train", "val")):
+    if not all(layout.list_path(voc, split).is_file() for split in ("train", "val")):
         _unpack(archive("trainval"), voc, ("train", "val"), _FOLDERS)
-    if not list_path(voc, "train_aug").is_file():
+    if not layout.list_path(voc, "train_aug").is_file():
         _add_sbd(archive("sbd"), voc)
-    if test and not list_path(voc, "test").is_file():
+    if test and not layout.list_path(voc, "test").is_file():
         # the archive has eleven times as many images as the segmentation test split
-        _unpack(archive("test"), voc, ("test",), {"JPEGImages": ".jpg"}, only_listed=True)
+        _unpack(archive("test"), voc, ("test",), {"JPEGImages": ".jpg"})
     for split in ("train", "val", "train_aug", *(["test"] if test else [])):
         _check_count(voc, split, VOCFolder(voc, split).names)
     return voc
@@ -165,8 +172,8 @@ def read_archive(
             if member.isdir() or place.name[:1] in ("", ".") or not wanted(place):
                 continue
             require(member.isreg(), f"{path}: expected plain files, got a link or device {member.name!r}")
-            size = f"{member.size} of {member.name!r}"
-            require(member.size <= _MAX_FILE, f"{path}: expected files up to {_MAX_FILE} bytes, got {size}")
+            small = member.size <= _MAX_FILE
+            require(small, f"{path}: expected files up to {_MAX_FILE} bytes, got {member.size} of {member.name!r}")
             chosen.append((place, member))
         for place, member in chosen:
             file = archive.extractfile(member)
@@ -213,20 +220,18 @@ def sbd_mask(content: bytes, source: str) -> npt.NDArray[np.uint8]:
     return np.asarray(mask, dtype=np.uint8)
 
 
-def _unpack(
-    path: Path, voc: Path, splits: tuple[str, ...], folders: Mapping[str, str], *, only_listed: bool = False
-) -> None:
-    """The files in ``folders`` of all images or of those listed, then the lists of ``splits``."""
+def _unpack(path: Path, voc: Path, splits: tuple[str, ...], folders: Mapping[str, str]) -> None:
+    """The files in ``folders`` of all images, for the test split of those listed, then the lists of ``splits``."""
     texts = {f"ImageSets/Segmentation/{split}.txt" for split in splits}
     found = read_archive(path, "VOC2012", lambda place: str(place) in texts)
-    lists = {place.stem: parse_names(content, f"{path}: {place}") for place, content in found}
+    lists = {place.stem: layout.parse_names(content, f"{path}: {place}") for place, content in found}
     for split in splits:
         _check_count(path, split, lists.get(split, ()))
     listed = {name for names in lists.values() for name in names}
 
     def wanted(place: PurePosixPath) -> bool:
         in_folder = len(place.parts) == 2 and folders.get(place.parts[0]) == place.suffix
-        return in_folder and (place.stem in listed or not only_listed)
+        return in_folder and (place.stem in listed or "test" not in splits)
 
     for place, content in read_archive(path, "VOC2012", wanted):
         if not (voc / place).exists():  # what is there was written whole, or is somebody's own
@@ -234,21 +239,18 @@ def _unpack(
                 temporary.write_bytes(content)
     for split in splits:
         _check_files(path, voc, lists[split], folders)
-        write_list(voc, split, lists[split])
+        layout.write_list(voc, split, lists[split])
 
 
 def _add_sbd(path: Path, voc: Path) -> None:
     """SBD's masks where VOC has none, the image-level labels, and last the list train_aug."""
-
-    def wanted(place: PurePosixPath) -> bool:
-        return place.match("cls/*.mat") if len(place.parts) == 2 else str(place) in ("train.txt", "val.txt")
-
+    wanted = re.compile(r"cls/[^/]+\.mat|(train|val)\.txt")
     lists: dict[str, tuple[str, ...]] = {}
-    for place, content in read_archive(path, "dataset", wanted):
+    for place, content in read_archive(path, "dataset", lambda place: bool(wanted.fullmatch(str(place)))):
         source = f"{path}: {place}"
         mask = voc / "SegmentationClass" / f"{place.stem}.png"
         if place.suffix == ".txt":
-            lists[place.stem] = parse_names(content, source)
+            lists[place.stem] = layout.parse_names(content, source)
         elif not mask.exists():
             label_map = sbd_mask(content, source)
             image = require_file(voc / "JPEGImages" / f"{place.stem}.jpg", f"the image of {source}")
@@ -261,9 +263,11 @@ def _add_sbd(path: Path, voc: Path) -> None:
     _check_count(path, "train_aug", names)
     _check_files(path, voc, names, _FOLDERS)
     if not (voc / "labels.csv").exists():
-        labels = {name: labels_from_xml(voc / "Annotations" / f"{name}.xml", VOC_CLASSES) for name in (*names, *val)}
-        write_labels(labels, VOC_CLASSES, voc / "labels.csv")
-    write_list(voc, "train_aug", names)
+        labels = {
+            name: layout.labels_from_xml(voc / "Annotations" / f"{name}.xml", VOC_CLASSES) for name in (*names, *val)
+        }
+        layout.write_labels(labels, VOC_CLASSES, voc / "labels.csv")
+    layout.write_list(voc, "train_aug", names)
 
 
 def _check_count(source: Path, split: str, names: Sequence[str]) -> None:
@@ -275,6 +279,9 @@ def _check_files(source: Path, voc: Path, names: Sequence[str], folders: Mapping
     for name in names:
         for folder, suffix in folders.items():
             require_file(voc / folder / f"{name}{suffix}", f"a file of {source}")
+
+
+# --- the evaluation server
 
 
 def pack_submission(folder: VOCFolder, predictions: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
@@ -304,8 +311,7 @@ def pack_submission(folder: VOCFolder, predictions: str | os.PathLike[str], out:
     predictions, out = Path(predictions), Path(out)
     suffix = out.name.endswith((".tar.gz", ".tgz"))
     require(suffix, f"{out}: expected a name that ends in .tar.gz or .tgz, got {out.name!r}")
-    classes = ", ".join(folder.classes)
-    require(folder.classes == VOC_CLASSES, f"{folder.root}: expected VOC's 21 classes, got {classes}")
+    require(folder.classes == VOC_CLASSES, f"{folder.root}: expected VOC's 21 classes, got {', '.join(folder.classes)}")
     found = {path.stem for path in predictions.glob("*.png") if not path.name.startswith(".")}
     missing, others = sorted({*folder.names} - found), sorted(found - {*folder.names})
     got = f"none for {', '.join(map(repr, missing[:3]))} ({len(missing)} of {len(folder)})"
@@ -314,17 +320,138 @@ def pack_submission(folder: VOCFolder, predictions: str | os.PathLike[str], out:
     require(not others, f"{predictions}: expected label maps of split {folder.split} only, got {got}")
     place = f"results/VOC2012/Segmentation/comp6_{folder.split}_cls"
     with (
-        atomic_path(out) as temporary,
-        tempfile.TemporaryDirectory() as scratch,
-        open(temporary, "wb") as raw,
-        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
+        atomic_path(out) as temporary, tempfile.TemporaryDirectory() as scratch, open(temporary, "wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive
+    ):  # fmt: skip
         picture = Path(scratch) / "map.png"
         for name in sorted(folder.names):
             save_label_map(picture, folder.prediction(predictions, name))
             entry = tarfile.TarInfo(f"{place}/{name}.png")
             entry.size = picture.stat().st_size
-            with open(picture, "rb") as file:
-                archive.addfile(entry, file)
+            archive.addfile(entry, io.BytesIO(picture.read_bytes()))
     return len(folder.names)
+
+
+# --- large files over HTTP: broken downloads carry on where they stopped, nothing unchecked gets its name
+
+
+class _UnreachableError(Exception):
+    """One address gave no file; another may."""
+
+
+def check_archive(path: Path, archive: Archive) -> None:
+    """Compare a file with the published size and SHA-256.
+
+    Raises:
+        InputError: it is missing or another file.
+
+    Example:
+        >>> _ = Path("a.tar").write_bytes(b"abc")
+        >>> check_archive(Path("a.tar"), Archive("a.tar", (), size=3))
+    """
+    size = require_file(path, archive.name).stat().st_size
+    require(size == (archive.size or size), f"{path}: expected the {archive.size} bytes of {archive.name}, got {size}")
+    digest = sha256_file(path) if archive.sha256 else None
+    require(digest == archive.sha256, f"{path}: expected SHA-256 {archive.sha256} of {archive.name}, got {digest}")
+
+
+def fetch(archive: Archive, folder: Path, *, attempts: int = 5, pause: float = 1.0) -> Path:
+    """Download ``folder/NAME``, or take it where it is there already; checked in both cases.
+
+    What arrives is kept in ``NAME.part``; a lost connection is taken up again with an HTTP Range request, in
+    this call and in the next one. The file gets its name after its size and SHA-256 were right.
+
+    Args:
+        archive: what and where.
+        folder: created if need be.
+        attempts: connections in a row that bring nothing before an address is given up.
+        pause: seconds before the second of these; doubled each time.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no address could be reached, the place is not writable, or the file is not the published
+            one (a wrong download is removed).
+    """
+    target, part = folder / archive.name, folder / f"{archive.name}.part"
+    if target.exists():
+        check_archive(target, archive)
+        return target
+    with expecting("a writable folder", folder, OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if archive.size and _length(part) > archive.size:
+        part.unlink()
+    reasons = []
+    for url in (f"{base}/{archive.name}" for base in archive.bases):
+        try:
+            _download(url, part, archive, attempts, pause)
+            break
+        except _UnreachableError as error:
+            reasons.append(f"{url}: {error}")
+    else:
+        kept = f"; {_length(part)} bytes are kept and carried on from" if part.exists() else ""
+        raise InputError(
+            f"{archive.name}: expected a download, got none ({'; '.join(reasons)}); without a network put the "
+            f"file into {folder} or name it on the command line{kept}"
+        )
+    try:
+        check_archive(part, archive)
+    except InputError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{error}; the download is removed, the same command starts it again") from error
+    os.replace(part, target)
+    return target
+
+
+def _download(url: str, part: Path, archive: Archive, attempts: int, pause: float) -> None:
+    """Bring ``part`` to its full length from one address, over as many connections as it takes."""
+    failures, best = 0, _length(part)
+    while True:
+        start = _length(part)
+        headers = {"User-Agent": "wsss-nb", "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={start}-"} if start else {}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+                total = _receive(response, part, start, archive)
+            if total in (None, _length(part)):
+                return
+            reason = f"the connection ended after {_length(part)} of {total} bytes"
+        except (OSError, http.client.HTTPException) as error:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if code == 416 and start and archive.size in (None, start):  # nothing is missing
+                return
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, urllib.error.URLError) and code not in _PASSING:
+                # no network, no such server or file: waiting seldom helps, another address may
+                raise _UnreachableError(reason) from error
+        # a server without ranges starts again each time: only more than ever before is progress
+        failures = 0 if _length(part) > best else failures + 1
+        best = max(best, _length(part))
+        if failures >= attempts:
+            raise _UnreachableError(reason)
+        time.sleep(pause * 2 ** (failures - 1) if failures else 0.0)
+
+
+def _receive(response: http.client.HTTPResponse, part: Path, start: int, archive: Archive) -> int | None:
+    """Append what comes to ``part``; the length of the whole file, where the server tells it."""
+    if response.status != 206:  # a server without ranges sends all of it again
+        start = 0
+    elif not (told := response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
+        raise _UnreachableError(f"asked for the bytes from {start}, got {told or 'others'}")
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdigit() else None
+    if total is not None and total != (archive.size or total):
+        raise _UnreachableError(f"expected a file of {archive.size} bytes, got one of {total}")
+    if not start:
+        part.unlink(missing_ok=True)
+    print(f"{archive.name}: {f'carries on from byte {start}, ' if start else ''}from {response.url}", flush=True)
+    blocks = iter(lambda: response.read(_BLOCK), b"")
+    for block in progress(blocks, f"{archive.name}, MiB", total and -(-(total - start) // _BLOCK)):
+        with expecting("a writable place with room", part, OSError), open(part, "ab") as file:
+            file.write(block)
+    return total
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -288,16 +288,14 @@ def _compact_order(points: Tensor) -> Tensor:
     (but for the last); the parts likewise, until each is one tile.
     """
     N = len(points)
-    place = torch.arange(N, device=points.device)
-    order = place
+    place = order = torch.arange(N, device=points.device)
     cuts = torch.tensor([0, triton.cdiv(N, TILE)], device=points.device)
     while (cuts.diff() > 1).any():
         part = torch.searchsorted(cuts * TILE, place, right=True) - 1
         ordered = points[order]
         bounds = points.new_zeros(len(cuts) - 1, points.shape[1])
         index = part[:, None].expand_as(ordered)
-        high = bounds.scatter_reduce(0, index, ordered, "amax", include_self=False)
-        low = bounds.scatter_reduce(0, index, ordered, "amin", include_self=False)
+        high, low = (bounds.scatter_reduce(0, index, ordered, end, include_self=False) for end in ("amax", "amin"))
         axis = (high - low).argmax(1)[part]
         by_value = ordered.gather(1, axis[:, None])[:, 0].argsort(stable=True)
         order = order[by_value[part[by_value].argsort(stable=True)]]

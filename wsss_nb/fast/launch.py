@@ -1,7 +1,5 @@
 """What the fused kernels are compiled for: the shape of a tile, and the columns of its product."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,7 +19,7 @@ class Variant(NamedTuple):
     with_scalars: bool
 
     @classmethod
-    def of(cls, cam: Tensor, image: Tensor, with_scalars: bool) -> Variant:
+    def of(cls, cam: Tensor, image: Tensor, with_scalars: bool) -> "Variant":
         """Variant for maps (B, K, H, W) and images (B, C, H, W): flat maps have long tiles."""
         _, K, H, W = cam.shape
         tile_w = min(_power_of_2(W), TILE // min(_power_of_2(H), 8))

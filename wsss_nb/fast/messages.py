@@ -3,8 +3,6 @@
 Where fused kernels run, those of :mod:`wsss_nb.fast.kernels` take their place.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

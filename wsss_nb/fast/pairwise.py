@@ -11,8 +11,6 @@ in place of M. Each tile is made, used and overwritten: time grows with pixels x
 On a GPU where Triton works, float32 goes through the kernel of :mod:`wsss_nb.fast.kernels`, which computes the same.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import os
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from wsss_nb.fast.launch import Variant
 
-__all__ = ["LONGEST_REACH", "MU_LIMIT", "PairwiseForm", "fused_kernels", "pairwise_form"]
+__all__ = ["LONGEST_REACH", "MU_LIMIT", "fused_kernels", "pairwise_form"]
 
 # Beyond it f differs from its limits by less than 1e-17 for any delta between two colours of a 16-bit image.
 MU_LIMIT = 40.0
@@ -64,16 +62,9 @@ def fused_kernels(device: torch.device, launch: Variant | int = 16) -> ModuleTyp
     return kernels
 
 
-class PairwiseForm(NamedTuple):
-    """Value of the sum over the batch and all pairs (float64), and its derivatives."""
-
-    value: Tensor  # ()
-    d_cam: Tensor  # (B, K, H, W)
-    d_mu: Tensor  # (), zero if not asked for
-    d_sigma: Tensor  # (), zero if not asked for
-
-
-def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scalars: bool) -> PairwiseForm:
+def pairwise_form(
+    cam: Tensor, image: Tensor, mu: float, sigma: float, with_scalars: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Evaluate ``sum_b sum_ij w_ij f_ij 1/2 |a_i - a_j|^2`` with w of Eq. 7 and f of Eq. 8.
 
     Args:
@@ -84,9 +75,9 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
         with_scalars: also compute the derivatives for mu and sigma.
 
     Returns:
-        The value and its derivatives. Tiles that lie wholly beyond ``sqrt(1 + (8 sigma)^2)`` pixels of each
-        other, 5.5 instead of 8 in float32, are left out: their weights are below exp(-32), or exp(-15), times
-        the weight of direct neighbours.
+        The value, d_cam (B, K, H, W), d_mu and d_sigma; the scalars are float64, the last two zero if not asked
+        for. Tiles that lie wholly beyond ``sqrt(1 + (8 sigma)^2)`` pixels of each other, 5.5 instead of 8 in
+        float32, are left out: their weights are below exp(-32), or exp(-15), times the weight of direct neighbours.
     """
     B, K, H, W = cam.shape
     reach = math.hypot(1, sigma * (8 if cam.dtype == torch.float64 else 5.5))
@@ -96,13 +87,14 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
     if cam.dtype == torch.float32 and min(reach, max(H, W)) <= LONGEST_REACH:
         variant = Variant.of(cam, image, with_scalars)
         if kernels := fused_kernels(cam.device, variant):
-            return PairwiseForm(*kernels.pair_sums(cam, image, c, sigma, reach, variant))
+            return kernels.pair_sums(cam, image, c, sigma, reach, variant)
 
     tiling = _Tiling.of(H, W, reach)
     P = tiling.h * tiling.w
     x = tiling.split(image)
     a = tiling.split(torch.cat([cam, torch.ones_like(cam[:, :1])], dim=1))
     product = torch.zeros_like(a)  # M [a, 1]
+    left = right = a
     d_mu = d_sigma = torch.zeros((), dtype=torch.float64, device=cam.device)
     if with_scalars:
         half = a[..., :K, :].square().sum(dim=-2, keepdim=True) / 2
@@ -118,18 +110,15 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
         same = dy == 0 and dx == 0
         sums = torch.zeros(3, P, P, dtype=cam.dtype, device=cam.device)
         for here, there in tiling.runs(dy, dx):
-            x_i, x_j = x[here].flatten(0, 1), x[there].flatten(0, 1)
-            a_i, a_j = a[here].flatten(0, 1), a[there].flatten(0, 1)
-            product_i, product_j = product[here].flatten(0, 1), product[there].flatten(0, 1)
-            for start in range(0, len(x_i), chunk):
-                part = slice(start, min(start + chunk, len(x_i)))
-                m, p, g = buffers[:, : part.stop - start]
-                _pair_weights(x_i[part], x_j[part], w, c, out=m, p=p)
-                product_j[part].baddbmm_(a_i[part], m)
+            tiles_i = (maps[here].flatten(0, 1).split(chunk) for maps in (x, a, product, left))
+            tiles_j = (maps[there].flatten(0, 1).split(chunk) for maps in (x, a, product, right))
+            for x_i, a_i, product_i, l_i, x_j, a_j, product_j, r_j in zip(*tiles_i, *tiles_j, strict=True):
+                m, p, g = buffers[:, : len(x_i)]
+                _pair_weights(x_i, x_j, w, c, out=m, p=p)
+                product_j.baddbmm_(a_i, m)
                 if not same:
-                    product_i[part].baddbmm_(a_j[part], m.mT)
+                    product_i.baddbmm_(a_j, m.mT)
                 if with_scalars:
-                    l_i, r_j = left[here].flatten(0, 1)[part], right[there].flatten(0, 1)[part]
                     torch.bmm(l_i.mT, r_j, out=g)
                     for power in range(3):
                         sums[power] += (g.mul_(p) if power else g).sum(dim=0)
@@ -142,7 +131,7 @@ def pairwise_form(cam: Tensor, image: Tensor, mu: float, sigma: float, with_scal
     rows = tiling.join(product, H, W)
     half_gradient = rows[:, K:] * cam - rows[:, :K]
     value = torch.dot(half_gradient.flatten().double(), cam.flatten().double())
-    return PairwiseForm(value, 2 * half_gradient, d_mu, d_sigma)
+    return value, 2 * half_gradient, d_mu, d_sigma
 
 
 def _pair_weights(x_i: Tensor, x_j: Tensor, w: Tensor, c: float, out: Tensor, p: Tensor) -> None:
@@ -169,7 +158,7 @@ class _Tiling(NamedTuple):
     w: int
 
     @classmethod
-    def of(cls, H: int, W: int, reach: float) -> _Tiling:
+    def of(cls, H: int, W: int, reach: float) -> "_Tiling":
         """Square tiles of at most 14 x 14 pixels, smaller where the reach is; long ones for flat maps."""
         edge = min(max(round(reach), 6), 14)
         rows = math.ceil(H / edge)
@@ -179,17 +168,13 @@ class _Tiling(NamedTuple):
 
     def split(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (rows, columns, B, C, h * w), zero where padded."""
-        B, C, H, W = maps.shape
         rows, columns, h, w = self
-        maps = F.pad(maps, (0, columns * w - W, 0, rows * h - H))
-        return maps.reshape(B, C, rows, h, columns, w).permute(2, 4, 0, 1, 3, 5).reshape(rows, columns, B, C, -1)
+        maps = F.pad(maps, (0, columns * w - maps.shape[3], 0, rows * h - maps.shape[2]))
+        return maps.unflatten(3, (columns, w)).unflatten(2, (rows, h)).permute(2, 4, 0, 1, 3, 5).flatten(4)
 
     def join(self, tiles: Tensor, H: int, W: int) -> Tensor:
         """(rows, columns, B, C, h * w) -> (B, C, H, W)."""
-        rows, columns, h, w = self
-        B, C = tiles.shape[2:4]
-        maps = tiles.view(rows, columns, B, C, h, w).permute(2, 3, 0, 4, 1, 5)
-        return maps.reshape(B, C, rows * h, columns * w)[:, :, :H, :W]
+        return tiles.unflatten(4, (self.h, self.w)).permute(2, 3, 0, 4, 1, 5).flatten(4).flatten(2, 3)[:, :, :H, :W]
 
     def offsets(self, reach: float) -> Iterator[tuple[int, int]]:
         """Offsets (in tiles) of tiles within reach of each other; of two opposite offsets only one."""
@@ -209,8 +194,7 @@ class _Tiling(NamedTuple):
 def _gaussian(tiling: _Tiling, dy: int, dx: int, sigma: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 7 and squared distances, both (P, P), between the pixels of two tiles (dy, dx) tiles apart."""
     _, _, h, w = tiling
-    y = torch.arange(h, dtype=like.dtype, device=like.device)
-    x = torch.arange(w, dtype=like.dtype, device=like.device)
+    y, x = (torch.arange(side, dtype=like.dtype, device=like.device) for side in (h, w))
     y2, x2 = (y + dy * h - y[:, None]).square_(), (x + dx * w - x[:, None]).square_()
     r2 = (y2[:, None, :, None] + x2[:, None, :]).view(h * w, h * w)
     gauss = torch.exp(r2 * (-0.5 / sigma**2)).mul_(0.5 / (math.pi * sigma**2))

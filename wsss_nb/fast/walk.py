@@ -1,7 +1,5 @@
 """Scores spread along pixel affinities without ever holding the matrix of the walk."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

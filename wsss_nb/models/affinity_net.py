@@ -1,14 +1,11 @@
-"""Stage 2: AffinityNet."""
-
-from __future__ import annotations
+"""AffinityNet of stage 2."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsss_nb.models.backbone import Backbone
-from wsss_nb.models.network import Network, channels_last
-from wsss_nb.models.registry import create_backbone
+from wsss_nb.models.networks import Network, channels_last, create_backbone
 
 __all__ = ["AffinityNet", "create_affinity_net"]
 
@@ -22,15 +19,7 @@ class AffinityNet(Network):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
-        channels, widths = backbone.channels, backbone.head_channels
-        self.f8_3 = nn.Conv2d(channels.conv4, widths.conv4, 1, bias=False)
-        self.f8_4 = nn.Conv2d(channels.conv5, widths.conv5, 1, bias=False)
-        self.f8_5 = nn.Conv2d(channels.conv6, widths.conv6, 1, bias=False)
-        self.num_features = sum(widths)
-        self.f9 = nn.Conv2d(self.num_features, self.num_features, 1, bias=False)
-        for layer in (self.f8_3, self.f8_4, self.f8_5):
-            nn.init.kaiming_normal_(layer.weight)
-        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+        self.add_pixel_layers(levels=3)
 
     def forward(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Images -> affinity features (B, C, h, w), h = ceil(H / stride).

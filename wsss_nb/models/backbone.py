@@ -1,33 +1,30 @@
 """What every backbone offers, the layers they share, and the smallest of them, for synthetic images."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_nb.system.placement import draw_rows, is_slice
+from wsss_nb.system.processes import draw_rows, is_slice
 
 __all__ = ["Backbone", "Dropout", "Dropout2d", "Taps", "Tiny", "conv_norm", "folded_batch_norm"]
 
-T = TypeVar("T")
 Pair = tuple[int, int]
 Folded = dict[tuple[nn.Conv2d, torch.dtype], tuple[Tensor, Tensor]]
 _folded: ContextVar[Folded | None] = ContextVar("folded", default=None)
 
 
-class Taps(NamedTuple, Generic[T]):
-    """One value per tapped level: ``conv4`` and ``conv5`` for pixel affinities, ``conv6`` for classes."""
+class Taps(NamedTuple):
+    """A map, or number of channels, per tapped level: ``conv4``, ``conv5`` for pixel affinities, ``conv6`` for classes."""
 
-    conv4: T
-    conv5: T
-    conv6: T
+    conv4: Any
+    conv5: Any
+    conv6: Any
 
 
 class Backbone(nn.Module, ABC):
@@ -41,8 +38,8 @@ class Backbone(nn.Module, ABC):
         freeze: whether the early part is never trained; if not, :meth:`frozen` returns its input.
     """
 
-    channels: Taps[int]
-    head_channels: Taps[int] = Taps(64, 128, 256)
+    channels: Taps
+    head_channels: Taps = Taps(64, 128, 256)
     stride: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -60,7 +57,7 @@ class Backbone(nn.Module, ABC):
         return images
 
     @abstractmethod
-    def late(self, features: Tensor) -> Taps[Tensor]:
+    def late(self, features: Tensor) -> Taps:
         """The part that is always trained: features of :meth:`early` -> the three tapped maps."""
 
     def frozen_modules(self) -> Sequence[nn.Module]:
@@ -71,11 +68,11 @@ class Backbone(nn.Module, ABC):
         """The part that is never trained, so that its output may be cached; (B, 3, H, W) -> features."""
         return self.early(images) if self.freeze else images
 
-    def taps(self, features: Tensor) -> Taps[Tensor]:
+    def taps(self, features: Tensor) -> Taps:
         """The trained part: features of :meth:`frozen` -> the three tapped maps."""
         return self.late(features if self.freeze else self.early(features))
 
-    def forward(self, images: Tensor) -> Taps[Tensor]:
+    def forward(self, images: Tensor) -> Taps:
         """``taps(frozen(images))``."""
         return self.taps(self.frozen(images))
 
@@ -213,7 +210,7 @@ class Tiny(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def late(self, features: Tensor) -> Taps[Tensor]:
+    def late(self, features: Tensor) -> Taps:
         """Normalised images (B, 3, H, W) -> 24, 48 and 64 channels at stride 4."""
         conv4 = self.stage1(self.stem(features))
         conv5 = self.stage2(conv4)

@@ -1,13 +1,10 @@
-"""Stage 3: DeepLab on the same backbones."""
-
-from __future__ import annotations
+"""DeepLab-v1 of stage 3."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Dropout
-from wsss_nb.models.network import Network, channels_last, check_head
-from wsss_nb.models.registry import BACKBONES, BackboneSpec, create_backbone
+from wsss_nb.models.networks import BACKBONES, BackboneSpec, Network, channels_last, check_head, create_backbone
 
 __all__ = ["DeepLab", "create_deeplab"]
 

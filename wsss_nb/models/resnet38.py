@@ -3,8 +3,6 @@
 Layer names are those of the published state dicts: ``conv1a``, ``b2`` ... ``b7``, ``bn7``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from wsss_nb.models.backbone import Backbone, Dropout2d, Taps, conv_norm
 
 __all__ = ["ResNet38"]
 
-_EARLY = "conv1a b2 b2_1 b2_2"
+_EARLY = "b2 b2_1 b2_2"
 
 
 class _Block(nn.Module):
@@ -30,15 +28,12 @@ class _Block(nn.Module):
         if self.projects:
             self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
-    def tapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The block's output and r, the first BN-ReLU."""
         r = F.relu(self.bn_branch2a(x))
         shortcut = self.conv_branch1(r) if self.projects else x
         y = F.relu(conv_norm(r, self.conv_branch2a, self.bn_branch2b1))
         return self.conv_branch2b1(y) + shortcut, r
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tapped(x)[0]
 
 
 class _Bottleneck(nn.Module):
@@ -59,15 +54,12 @@ class _Bottleneck(nn.Module):
         self.conv_branch2b2 = nn.Conv2d(outputs // 2, outputs, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
 
-    def tapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The block's output and the first BN-ReLU."""
         r = F.relu(self.bn_branch2a(x))
         y = self.dropout_2b1(F.relu(conv_norm(r, self.conv_branch2a, self.bn_branch2b1)))
         y = self.dropout_2b2(F.relu(conv_norm(y, self.conv_branch2b1, self.bn_branch2b2)))
         return self.conv_branch2b2(y) + self.conv_branch1(r), r
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tapped(x)[0]
 
 
 class ResNet38(Backbone):
@@ -89,11 +81,9 @@ class ResNet38(Backbone):
         self.conv1a = nn.Conv2d(3, c64, 3, padding=1, bias=False)
         inputs = c64
         for stage, blocks, middle, outputs, stride, dilation in (
-            ("b2", 3, c128, c128, 2, 1),
-            ("b3", 3, c256, c256, 2, 1),
-            ("b4", 6, c512, c512, 2, 1),
-            ("b5", 3, c512, c1024, 1, 2),
-        ):
+            ("b2", 3, c128, c128, 2, 1), ("b3", 3, c256, c256, 2, 1), ("b4", 6, c512, c512, 2, 1), ("b5", 3, c512,
+            c1024, 1, 2)
+        ):  # fmt: skip
             self.add_module(stage, _Block(inputs, middle, outputs, stride, 1, dilation))
             for block in range(1, blocks):
                 self.add_module(f"{stage}_{block}", _Block(outputs, middle, outputs, 1, dilation, dilation))
@@ -104,20 +94,20 @@ class ResNet38(Backbone):
 
     def _run(self, names: str, x: Tensor) -> Tensor:
         for name in names.split():
-            x = self.get_submodule(name)(x)
+            x = self.get_submodule(name)(x)[0]
         return x
 
     def early_modules(self) -> Sequence[nn.Module]:
         """conv1a, b2, b2_1, b2_2."""
-        return [self.get_submodule(name) for name in _EARLY.split()]
+        return [self.conv1a, *(self.get_submodule(name) for name in _EARLY.split())]
 
     def early(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> (B, 128, H/2, W/2), the output of b2_2."""
-        return self._run(_EARLY, images)
+        return self._run(_EARLY, self.conv1a(images))
 
-    def late(self, features: Tensor) -> Taps[Tensor]:
+    def late(self, features: Tensor) -> Taps:
         """Features of :meth:`early` -> 512, 1024 and 4096 channels at stride 8."""
         x = self._run("b3 b3_1 b3_2 b4 b4_1 b4_2 b4_3 b4_4 b4_5", features)
-        x, conv4 = self.b5.tapped(x)
-        x, conv5 = self.b6.tapped(self._run("b5_1 b5_2", x))
-        return Taps(conv4, conv5, F.relu(self.bn7(self.b7(x))))
+        x, conv4 = self.b5(x)
+        x, conv5 = self.b6(self._run("b5_1 b5_2", x))
+        return Taps(conv4, conv5, F.relu(self.bn7(self._run("b7", x))))

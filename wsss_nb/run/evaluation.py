@@ -11,15 +11,15 @@ from typing import Any
 from wsss_nb.crf import resolved_crf
 from wsss_nb.data.voc import VOCFolder
 from wsss_nb.models.affinity_net import create_affinity_net
-from wsss_nb.models.cam_net import create_cam_net, create_seam_net
-from wsss_nb.models.checkpoint import Identity, identify_checkpoint, load_checkpoint
+from wsss_nb.models.checkpoint import Identity, identify_network, load_checkpoint, read_state_dict
 from wsss_nb.models.deeplab import create_deeplab
+from wsss_nb.models.networks import create_cam_net, create_seam_net
 from wsss_nb.run.profiles import PROFILES, Profile, load_profile
 from wsss_nb.run.steps import run_step
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.scoring import score_label_maps
 from wsss_nb.system.code_version import code_version
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import require
 from wsss_nb.system.files import json_hash, sha256_file
 from wsss_nb.system.processes import processes
 from wsss_nb.variants import OURS, SEAM, find_variant
@@ -46,10 +46,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Look at a file of weights.
 
     Raises:
-        InputError: as ``identify_checkpoint``.
+        InputError: as ``read_state_dict`` and ``identify_network``.
     """
-    identity = identify_checkpoint(path)
-    return Checkpoint(path, identity, sha256_file(path))
+    return Checkpoint(path, identify_network(read_state_dict(path), str(path)), sha256_file(path))
 
 
 def profile_for(backbone: str) -> str:
@@ -72,30 +71,23 @@ def load_network(checkpoint: Checkpoint, num_classes: int, *, seam: bool = False
         InputError: weights are missing or misshaped; the names are listed.
     """
     identity = checkpoint.identity
-    if identity.network == "cam":
-        create = create_seam_net if seam else create_cam_net
-        net: Any = create(identity.backbone, num_classes, pretrained=False)
-    elif identity.network == "affinitynet":
-        net = create_affinity_net(identity.backbone, pretrained=False)
+    of_classes = {"cam": create_seam_net if seam else create_cam_net, "deeplab": create_deeplab}
+    if identity.network in of_classes:
+        net: Any = of_classes[identity.network](identity.backbone, num_classes, pretrained=False)
     else:
-        net = create_deeplab(identity.backbone, num_classes, pretrained=False)
+        net = create_affinity_net(identity.backbone, pretrained=False)
     report = load_checkpoint(net, checkpoint.path, strict=False)
-    if report.missing or report.misshaped:
-        raise InputError(f"{checkpoint.path}: expected the weights of {type(net).__name__}, got {report}")
+    fits = not report.missing and not report.misshaped
+    require(fits, f"{checkpoint.path}: expected the weights of {type(net).__name__}, got {report}")
     if report:
         print(f"{checkpoint.path.name}: left out {report}", flush=True)
     return net.to(processes().device).eval()
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    folder: VOCFolder,
-    profile: Profile,
-    out: Path,
-    *,
-    variant: str = OURS,
-    cams: Path | None = None,
-) -> tuple[Path, dict[str, Any] | None]:
+    checkpoint: Checkpoint, folder: VOCFolder, profile: Profile, out: Path, *, variant: str = OURS,
+    cams: Path | None = None
+) -> tuple[Path, dict[str, Any] | None]:  # fmt: skip
     """Write the label maps of a split and score them, with the stages' own inference.
 
     A CAM network uses the split's image-level labels; AffinityNet walks CAMs, which are made here of a CAM
@@ -118,10 +110,10 @@ def evaluate_checkpoint(
         InputError: weights do not fit, files are missing or malformed, ``cams`` is missing or not wanted.
     """
     network = checkpoint.identity.network
-    if (network == "affinitynet") != (cams is not None):
-        wrong = "none" if cams is None else f"them for a network {network}"
-        expected = "for AffinityNet, a folder of CAMs or a checkpoint of a CAM network"
-        raise InputError(f"cams: expected {expected if cams is None else 'for AffinityNet only'}, got {wrong}")
+    where = "a folder of CAMs or a checkpoint of a CAM network"
+    require(network != "affinitynet" or cams is not None, f"cams: expected for AffinityNet, {where}, got none")
+    wanted = network == "affinitynet" or cams is None
+    require(wanted, f"cams: expected for AffinityNet only, got them for a network {network}")
     point = find_variant(variant)
     inference, walk = profile.inference_config(point), profile.affinitynet_config(point)
     common = {"variant": variant, "weights": f"{checkpoint.path.name} {checkpoint.digest[:12]}"}
@@ -153,14 +145,9 @@ def _written(
     seam: bool = False, **inputs: Any,
 ) -> Path:  # fmt: skip
     """The folder ``place-KEY`` in which ``write(net, out=...)`` has put its files; ``inputs`` are what these depend on."""
-    images = {name: sha256_file(folder.image_path(name)) for name in folder.names}
-    code = code_version(f"wsss_nb.stages.{stage}")
-    facts = {
-        "code": code,
-        "checkpoint": checkpoint.digest,
-        "images": json_hash(images),
-        "classes": list(folder.classes),
-    }
+    images = json_hash({name: sha256_file(folder.image_path(name)) for name in folder.names})
+    facts = {"checkpoint": checkpoint.digest, "images": images, "classes": list(folder.classes)}
+    facts["code"] = code_version(f"wsss_nb.stages.{stage}")
 
     def work(out: Path) -> None:
         write(load_network(checkpoint, folder.num_classes, seam=seam), out=out)
@@ -187,12 +174,12 @@ def _cam_maps(
 def _cams(given: Path, folder: VOCFolder, profile: Profile, out: Path, variant: str) -> tuple[Path, str]:
     """The folder of CAMs that AffinityNet walks, and what they are."""
     if given.is_dir():
-        missing = [name for name in folder.names if not (given / f"{name}.npz").is_file()]
-        if missing:
-            raise InputError(f"{given}: expected a CAM of every image, got none of {missing[0]!r}")
-        return given, json_hash({name: sha256_file(given / f"{name}.npz") for name in folder.names})[:12]
+        files = {name: given / f"{name}.npz" for name in folder.names}
+        for name, path in files.items():
+            require(path.is_file(), f"{given}: expected a CAM of every image, got none of {name!r}")
+        return given, json_hash({name: sha256_file(path) for name, path in files.items()})[:12]
     checkpoint = open_checkpoint(given)
-    if checkpoint.identity.network != "cam":
-        raise InputError(f"{given}: expected a CAM network, got {checkpoint.identity.network}")
+    network = checkpoint.identity.network
+    require(network == "cam", f"{given}: expected a CAM network, got {network}")
     cams = _cam_maps(checkpoint, folder, profile, out, variant, label_maps=False)
     return cams, f"{given.name} {checkpoint.digest[:12]}"

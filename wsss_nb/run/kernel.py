@@ -40,9 +40,7 @@ def kernel_manager(started: list[int]) -> Any:
 
         async def start_kernel(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
             await super().start_kernel(*args, **{"env": {**os.environ, HEADLESS: "1"}, **options})
-            process = getattr(self.provisioner, "process", None)
-            if process is not None:
-                started.append(process.pid)
+            started.append(self.provisioner.process.pid)  # type: ignore[union-attr]
 
     return ThisPythonManager
 

@@ -26,7 +26,7 @@ from wsss_nb.run.results import RESULTS
 from wsss_nb.run.run import CONFIG, load_run
 from wsss_nb.run.steps import MANIFEST
 from wsss_nb.system.code_version import code_version, imported_modules
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import InputError, expecting, require
 from wsss_nb.system.files import atomic_path, json_hash, read_json, sha256_file
 from wsss_nb.system.progress import duration
 
@@ -39,7 +39,7 @@ Parameter = str | int | float | bool | None
 _NEEDS = {"05": ("04",), "06": ("05",), "07": ("04", "05", "06"), "08": ("04", "05", "06")}
 _STEPS = {"04": ("pretrain-*", "cam/*/*/*"), "05": ("affinitynet/*/*/*",), "06": ("deeplab/*/*/*",)}
 _DRAW = frozenset({"07", "08"})
-_SET_BY_RUN = frozenset({"profile", "data_root", "out_dir", "run_dir", "seed", "overrides"})
+_SET_BY_RUN = frozenset({"profile", "out_dir", "run_dir", "seed", "overrides"})
 _PAPERMILL_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 
 
@@ -82,6 +82,8 @@ class Notebook:
 
     def key(self, values: Mapping[str, Parameter], out_dir: Path) -> str:
         """Hash of all that its executed copy shows: cells, parameters, code, settings, steps or results behind it."""
+        from IPython.core.inputtransformer2 import TransformerManager
+
         if self.draws:
             behind: Any = load_run(out_dir).fingerprint() if (out_dir / RESULTS).is_file() else None
         else:
@@ -89,18 +91,13 @@ class Notebook:
             behind = [read_json(path).get("key") for path in steps]
             config = out_dir / CONFIG
             behind += [sha256_file(config)] if self.number in _STEPS and config.is_file() else []
-        code = code_version(*sorted(self._modules())) if self._modules() else ""
-        shown = {name: value for name, value in values.items() if name not in _SET_BY_RUN - {"data_root"}}
-        return json_hash([self.sources, shown, code, behind])
-
-    def _modules(self) -> set[str]:
-        from IPython.core.inputtransformer2 import TransformerManager
-
-        found: set[str] = set()
-        for kind, source, _ in self.sources:
+        modules: set[str] = set()
+        for source in [source for kind, source, _ in self.sources if kind == "code"]:
             with contextlib.suppress(SyntaxError):  # the cell cannot import anything either: running it reports that
-                found |= imported_modules(TransformerManager().transform_cell(source)) if kind == "code" else set()
-        return found
+                modules |= imported_modules(TransformerManager().transform_cell(source))
+        code = code_version(*sorted(modules)) if modules else ""
+        shown = {name: value for name, value in values.items() if name not in _SET_BY_RUN}
+        return json_hash([self.sources, shown, code, behind])
 
 
 @dataclass(frozen=True)
@@ -111,6 +108,11 @@ class Outcome:
     status: Literal["done", "current", "failed", "blocked"]
     message: str = ""
 
+    @property
+    def bad(self) -> bool:
+        """Whether it has not run to its end."""
+        return self.status in {"failed", "blocked"}
+
 
 def read_notebook(path: Path) -> Any:
     """The content of a notebook's file, as ``nbformat`` has it.
@@ -120,12 +122,8 @@ def read_notebook(path: Path) -> Any:
     """
     import nbformat
 
-    try:
+    with expecting("a notebook", path):
         return nbformat.read(path, as_version=4)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected a notebook, got none") from error
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a notebook, got {str(error).splitlines()[0]}") from error
 
 
 def own_cells(content: Any) -> list[Any]:
@@ -140,16 +138,14 @@ def find_notebooks(folder: Path) -> list[Notebook]:
         InputError: there are none, two share a number, one cannot be read, or its parameters are not flat literals.
     """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
-        raise InputError(f"{folder}: expected numbered notebooks such as 01_name.ipynb, got none")
-    if len({path.name[:2] for path in paths}) < len(paths):
-        raise InputError(f"{folder}: expected one notebook per number, got {', '.join(p.name for p in paths)}")
+    require(bool(paths), f"{folder}: expected numbered notebooks such as 01_name.ipynb, got none")
+    once = len({path.name[:2] for path in paths}) == len(paths)
+    require(once, f"{folder}: expected one notebook per number, got {', '.join(path.name for path in paths)}")
     found = []
     for path in paths:
         content = read_notebook(path)
         tagged = [cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])]
-        if len(tagged) != 1:
-            raise InputError(f"{path}: expected one cell tagged 'parameters', got {len(tagged)}")
+        require(len(tagged) == 1, f"{path}: expected one cell tagged 'parameters', got {len(tagged)}")
         cells = [(cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))) for cell in own_cells(content)]
         found.append(Notebook(path, _literals(path, tagged[0].source), cells))
     return found
@@ -160,16 +156,15 @@ def _literals(path: Path, source: str) -> dict[str, Parameter]:
         lines = ast.parse(source).body
     except SyntaxError as error:
         raise InputError(f"{path}: parameters: expected Python, got {(error.text or source).strip()!r}") from error
-    found: dict[str, Parameter] = {}
+    found: dict[str, Any] = {}
     for line in lines:
         value: Any = ()
-        if isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name):
-            with contextlib.suppress(ValueError):
-                value = ast.literal_eval(line.value)
-            if value is None or isinstance(value, (str, int, float)):
-                found[line.targets[0].id] = value
-                continue
-        raise InputError(f"{path}: parameters: expected lines like name = literal, got {ast.unparse(line)!r}")
+        match line:
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                with contextlib.suppress(ValueError):
+                    found[name] = value = ast.literal_eval(line.value)
+        flat = value is None or isinstance(value, (str, int, float))
+        require(flat, f"{path}: parameters: expected lines like name = literal, got {ast.unparse(line)!r}")
     return found
 
 
@@ -188,30 +183,25 @@ def parameter_values(notebook: Notebook, given: Mapping[str, Parameter]) -> dict
     """
     values = dict(notebook.parameters)
     for name, value in given.items():
-        if name not in values:
-            known = ", ".join(values)
-            raise InputError(f"{notebook.path.name}: {name}: expected one of {known}, got an unknown parameter")
+        place, known = f"{notebook.path.name}: {name}", ", ".join(values)
+        require(name in values, f"{place}: expected one of {known}, got an unknown parameter")
         default, wanted = values[name], type(values[name])
         if isinstance(value, str) and wanted in (bool, int, float):
             with contextlib.suppress(yaml.YAMLError, ValueError):  # YAML takes 1e-3 for text
                 value = yaml.safe_load(value) if wanted is bool else wanted(value)
         if wanted is float and type(value) is int:
             value = float(value)
-        if default is not None and type(value) is not wanted:
-            raise InputError(f"{notebook.path.name}: {name}: expected {wanted.__name__}, got {given[name]!r}")
+        fits = default is None or type(value) is wanted
+        require(fits, f"{place}: expected {wanted.__name__}, got {given[name]!r}")
         values[name] = value
     return values
 
 
 def run_notebooks(
-    notebooks: Sequence[Notebook],
-    values: Mapping[str, Mapping[str, Parameter]],
-    out_dir: Path,
-    *,
-    chosen: Sequence[str],
-    timeouts: Mapping[str, float | None],
-    say: Callable[[str], None] = lambda text: print(text, flush=True),
-) -> list[Outcome]:
+    notebooks: Sequence[Notebook], values: Mapping[str, Mapping[str, Parameter]], out_dir: Path, *,
+    chosen: Sequence[str], timeouts: Mapping[str, float | None], say: Callable[[str], None] = lambda text: print(text,
+    flush=True)
+) -> list[Outcome]:  # fmt: skip
     """Execute notebooks into ``out_dir/notebooks``, in order.
 
     A notebook is up to date, and skipped, while its :meth:`Notebook.key` is that of the copy executed last. One that fails
@@ -238,12 +228,13 @@ def run_notebooks(
         if name not in chosen:
             continue
         needs = [by_number[number] for number in _NEEDS.get(notebook.number, ()) if number in by_number]
-        failed = [need for need in needs if need in outcomes and outcomes[need].status in {"failed", "blocked"}]
-        without_results = notebook.draws and not (out_dir / RESULTS).is_file()
-        if failed or without_results:
-            why = f"draws from {RESULTS} of {out_dir}, and there is none"
-            why = f"needs {failed[0]}, which has not run to its end" if failed else why
-            outcomes[name] = Outcome(name, "blocked", f"not run: it {why}")
+        why = [
+            f"needs {need}, which has not run to its end" for need in needs if need in outcomes and outcomes[need].bad
+        ]
+        if notebook.draws and not (out_dir / RESULTS).is_file():
+            why.append(f"draws from {RESULTS} of {out_dir}, and there is none")
+        if why:
+            outcomes[name] = Outcome(name, "blocked", f"not run: it {why[0]}")
             say(f"{name}: {outcomes[name].message}")
         elif _key_of(target) == notebook.key(values[name], out_dir):
             outcomes[name] = Outcome(name, "current")
@@ -251,26 +242,22 @@ def run_notebooks(
         else:
             outcomes[name] = _run_one(notebook, values[name], target, say, timeouts.get(name))
             if outcomes[name].status == "done":
-                _note(target, wsss_nb={"key": notebook.key(values[name], out_dir)})
+                _note(target, "wsss_nb", key=notebook.key(values[name], out_dir))
     return list(outcomes.values())
 
 
 def _key_of(executed: Path) -> str | None:
-    if not executed.is_file():
-        return None
-    with contextlib.suppress(InputError):
-        key: str | None = read_notebook(executed).metadata.get("wsss_nb", {}).get("key")
-        return key
+    with contextlib.suppress(InputError, KeyError):
+        return str(read_notebook(executed).metadata["wsss_nb"]["key"])
     return None
 
 
-def _note(executed: Path, **metadata: Mapping[str, Any]) -> None:
-    """Add to sections of an executed notebook's metadata."""
+def _note(executed: Path, section: str, **facts: str) -> None:
+    """Add to a section of an executed notebook's metadata."""
     import nbformat
 
     content = read_notebook(executed)
-    for section, values in metadata.items():
-        content.metadata.setdefault(section, {}).update(values)
+    content.metadata.setdefault(section, {}).update(facts)
     with atomic_path(executed) as temporary:
         nbformat.write(content, temporary)
 
@@ -288,20 +275,17 @@ def _run_one(
             say(f"{error}; once more")
             execute(notebook, values, target, say, timeout)
     except NotebookError as error:
-        twice = " twice; most often memory ran out" if isinstance(error, KernelDiedError) else ""
-        say(f"{notebook.name}: failed after {duration(time.monotonic() - begun)}: {error}{twice}; see {target}")
-        return Outcome(notebook.name, "failed", f"{error}{twice}")
+        why = f"{error}{' twice; most often memory ran out' if isinstance(error, KernelDiedError) else ''}"
+        say(f"{notebook.name}: failed after {duration(time.monotonic() - begun)}: {why}; see {target}")
+        return Outcome(notebook.name, "failed", why)
     say(f"{notebook.name}: done in {duration(time.monotonic() - begun)}")
     return Outcome(notebook.name, "done")
 
 
 def execute(
-    notebook: Notebook,
-    values: Mapping[str, Parameter],
-    target: Path,
-    say: Callable[[str], None] = lambda text: None,
-    timeout: float | None = None,
-) -> None:
+    notebook: Notebook, values: Mapping[str, Parameter], target: Path, say: Callable[[str], None] = lambda text: None,
+    timeout: float | None = None
+) -> None:  # fmt: skip
     """Run a notebook with papermill and put the executed copy at ``target``, also when it failed.
 
     While it runs, the copy is a hidden file beside ``target``, saved after every cell. Kernel and all
@@ -313,7 +297,6 @@ def execute(
     """
     import papermill
     from jupyter_client.kernelspec import NATIVE_KERNEL_NAME
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters is raised and reported below
@@ -341,20 +324,23 @@ def execute(
                 kernel_manager_class=kernel_manager(kernels),
             )
         except PapermillExecutionError as error:
-            failure = NotebookError(f"{_where(notebook, running)}{_line(error.traceback)}: {_first(error)}")
-        except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
-            if not (isinstance(error, (DeadKernelError, CellTimeoutError)) or "Kernel" in str(error)):
+            said = re.sub("\x1b\\[[0-9;]*m", "", "\n".join(error.traceback))
+            line = re.search(r"Cell In\[\d+\], (line \d+)", said)
+            reason = f"{error.ename}: {error.evalue}".strip(": \n").splitlines()[0]
+            failure = NotebookError(f"{_where(notebook, running)}{f', {line[1]}' if line else ''}: {reason}")
+        except RuntimeError as error:
+            if "Kernel" not in str(error):  # "Kernel died", "Kernel didn't respond"
                 raise
+            where = _where(notebook, running)
+            failure = KernelDiedError(f"{where}: the kernel died")
             if late.is_set():
-                failure = NotebookError(f"{_where(notebook, running)}: stopped after {duration(timeout or 0)}")
-            else:
-                failure = KernelDiedError(f"{_where(notebook, running)}: the kernel died")
+                failure = NotebookError(f"{where}: stopped after {duration(timeout or 0)}")
         finally:
             for kernel in kernels:
                 kill_tree(kernel)
     if running.exists():
         # without this machine's paths
-        _note(running, papermill={"input_path": notebook.path.name, "output_path": target.name})
+        _note(running, "papermill", input_path=notebook.path.name, output_path=target.name)
         os.replace(running, target)
     if failure is not None:
         raise failure
@@ -421,13 +407,3 @@ def _where(notebook: Notebook, executed: Path) -> str:
             count = own[begun[-1]].get("execution_count")
             return f"{notebook.path.name}: cell {begun[-1] + 1}{f' (In [{count}])' if count else ''}"
     return f"{notebook.path.name}: before the first cell"
-
-
-def _line(traceback: list[str]) -> str:
-    match = re.search(r"Cell In\[\d+\], line (\d+)", re.sub("\x1b\\[[0-9;]*m", "", "\n".join(traceback)))
-    return f", line {match[1]}" if match else ""
-
-
-def _first(error: object) -> str:
-    name, value = getattr(error, "ename", "Error"), str(getattr(error, "evalue", ""))
-    return f"{name}: {value.splitlines()[0]}" if value.strip() else str(name)

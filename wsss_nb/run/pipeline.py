@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wsss_nb.run.steps import MANIFEST, Step, run_step, total_cost
 from wsss_nb.stages import affinitynet, cam, deeplab
 from wsss_nb.stages.loop import CHECKPOINT, History
 from wsss_nb.stages.scoring import part_coverage, score_label_maps
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import require
 from wsss_nb.system.files import read_json, write_json
 from wsss_nb.system.processes import processes
 from wsss_nb.system.progress import progress
@@ -37,9 +38,7 @@ def _step(run: Run, place: str, name: str, stage: str, work: Work, **inputs: Any
     author = run.prepared["made_by"]
     facts = {"code": run.prepared["code"][stage], "data": run.prepared["hash"], **inputs}
     made_by = {key: author[key] for key in ("command", "git")}
-    return run_step(
-        run.folder / place, name, facts, work, made_by, on_start=lambda: write_json(run.folder / AUTHOR, author)
-    )
+    return run_step(run.folder / place, name, facts, work, made_by, partial(write_json, run.folder / AUTHOR, author))
 
 
 def _folders(run: Run, **steps: Step) -> dict[str, str]:
@@ -67,10 +66,9 @@ def history_of(run: Run, folder: str) -> History:
 def pretrain(run: Run, on_epoch: OnEpoch | None = None) -> tuple[Path | None, str]:
     """What every network starts from, a file and its key: ImageNet weights, a classifier trained here, or nothing."""
     given = run.prepared["weights"] or {"path": None, "sha256": ""}
-    config, backbone = run.config.pretrain, run.config.backbone
-    if given["path"] is not None or config is None:
-        return None if given["path"] is None else Path(given["path"]), given["sha256"]
-    seed = run.config.seeds[0]
+    config, backbone, seed = run.config.pretrain, run.config.backbone, run.config.seeds[0]
+    if given["path"] or config is None:
+        return Path(given["path"]) if given["path"] else None, given["sha256"]
 
     def work(out: Path) -> dict[str, Any]:
         return {"history": cam.pretrain_classifier(run.train, backbone, config, seed, out, on_epoch)}
@@ -124,17 +122,10 @@ def _cam_row(run: Run, name: str, seed: int, on_epoch: OnEpoch | None = None) ->
             inference=inference.model_dump(mode="json"), upstream=model.key, **_scoring(run),
         )  # fmt: skip
     return CamResult(
-        variant=variant.name,
-        title=variant.title,
-        lam=variant.lam,
-        fsl=variant.fsl,
-        order=list(variant.order),
-        seed=seed,
-        steps=_folders(run, model=model, val=scored),
-        mu_sigma=[[row["step"], row["mu"], row["sigma"]] for row in model.result["history"]],
-        cost=Cost(**total_cost(model, scored)),
-        **scored.result,
-    )
+        variant=variant.name, title=variant.title, lam=variant.lam, fsl=variant.fsl, order=list(variant.order),
+        seed=seed, steps=_folders(run, model=model, val=scored), mu_sigma=[[row["step"], row["mu"],
+        row["sigma"]] for row in model.result["history"]], cost=Cost(**total_cost(model, scored)), **scored.result
+    )  # fmt: skip
 
 
 def find(run: Run, name: str) -> Variant:
@@ -144,8 +135,7 @@ def find(run: Run, name: str) -> Variant:
         InputError: the run does not train it.
     """
     grid: dict[str, Variant] = run.config.grid()
-    if name not in grid:
-        raise InputError(f"variant: expected one of {', '.join(grid)}, got {name!r}")
+    require(name in grid, f"variant: expected one of {', '.join(grid)}, got {name!r}")
     return grid[name]
 
 
@@ -157,8 +147,7 @@ def check_refined(config: Any) -> None:
     """
     names = list(config.grid())
     for name in config.refine:
-        if name not in names:
-            raise InputError(f"refine: expected variants of the run ({', '.join(names)}), got {name!r}")
+        require(name in names, f"refine: expected variants of the run ({', '.join(names)}), got {name!r}")
 
 
 def train_cams(run: Run) -> list[CamResult]:
@@ -245,10 +234,8 @@ def train_affinitynet(run: Run, variant: str = OURS, on_epoch: OnEpoch | None = 
         config=settings, upstream=model.key, cams=source.scores.model_dump(), **_scoring(run),
     )  # fmt: skip
     row = _row(run, "affinitynet", source, cams=cams, crf=crf, model=model, train=labels, val=scored)
-    names = ("variant", "title", "seed", "steps", "scores", "cost")
-    first = StageResult(stage="cam", **{name: getattr(source, name) for name in names})
     if processes().is_main:
-        run.record("stages", [first, row])
+        run.record("stages", [StageResult.of_cam(source), row])
     return row
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from wsss_nb.data.labels import write_labels
+from wsss_nb.data.layout import write_labels
 from wsss_nb.data.synthetic import make_synthetic
 from wsss_nb.data.voc import VOCFolder, check_folder
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES
 from wsss_nb.run.profiles import DataConfig, Profile, load_profile, save_profile
 from wsss_nb.run.provenance import manifest
-from wsss_nb.run.results import RESULTS, Results, read_results
-from wsss_nb.run.run import CONFIG, PREPARED, Run
+from wsss_nb.run.results import RESULTS, DataInfo, Results, read_results
+from wsss_nb.run.run import CONFIG, PREPARED, Run, labelled_split
 from wsss_nb.system.cluster import requested_cluster
 from wsss_nb.system.code_version import code_version
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import require
 from wsss_nb.system.files import json_hash, project_root, read_json, sha256_file, write_json
 from wsss_nb.system.plugins import is_plugin, plugin_hash
 from wsss_nb.system.processes import processes
@@ -57,8 +57,8 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
     torch.set_num_threads(profile.threads)
     run = Run(out, read_results(out / RESULTS))
     run.workers = requested_cluster(out, run.train.root) or profile.workers
-    if not isinstance(run.workers, int) and crew.count > 1:
-        raise InputError(f"--ray-address: expected one process, got {crew.count}: Ray and torchrun do not go together")
+    alone = crew.count == 1 or isinstance(run.workers, int)
+    require(alone, f"--ray-address: expected one process, got {crew.count}: Ray and torchrun do not go together")
     return run
 
 
@@ -71,12 +71,9 @@ def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, ove
     """
     root = project_root()
     chosen = load_profile(profile if not profile.endswith(".yaml") else str(root / profile), overrides)
-    values: dict[str, Any] = {}
-    if data_root:
-        values["data"] = chosen.data.model_copy(update={"root": str(root / data_root)})
-    if seed != chosen.seeds[0] and "seeds=" not in overrides:
-        values["seeds"] = (seed,)
-    return open_run(chosen.model_copy(update=values), root / out_dir)
+    data = chosen.data.model_copy(update={"root": str(root / data_root)} if data_root else {})
+    seeds = chosen.seeds if seed == chosen.seeds[0] or "seeds=" in overrides else (seed,)
+    return open_run(chosen.model_copy(update={"data": data, "seeds": seeds}), root / out_dir)
 
 
 def _prepare(profile: Profile, out: Path) -> dict[str, Any]:
@@ -88,20 +85,15 @@ def _prepare(profile: Profile, out: Path) -> dict[str, Any]:
     stamp = json_hash([place, data.model_dump(mode="json"), code_version("wsss_nb.data.voc"), _folder_stamp(root)])
     path = out / "data" / PREPARED
     before = read_json(path) if path.exists() else {}
-    known = (
-        isinstance(before, dict) and before.get("stamp") == stamp and (out / "data" / f"{data.val_split}.csv").exists()
-    )
+    same = isinstance(before, dict) and before.get("stamp") == stamp
+    known = same and (out / "data" / f"{data.val_split}.csv").exists()
     looked_at = {name: before[name] for name in ("hash", "bad")} if known else _look_at(data, root, out)
+    hashes = {} if weights is None else {"imagenet": weights["sha256"]}
     prepared = {
-        "root": place,
-        "stamp": stamp,
-        **looked_at,
-        "weights": weights,
-        "code": {stage: code_version(module) for stage, module in STAGES.items()},
-        "made_by": manifest(
-            profile, data_hash=looked_at["hash"], weights={} if weights is None else {"imagenet": weights["sha256"]}
-        ),
-    }
+        "root": place, "stamp": stamp, **looked_at, "weights": weights, "code": {stage: code_version(module) for stage,
+        module in STAGES.items()}, "made_by": manifest(profile.model_dump(mode="json"), data_hash=looked_at["hash"],
+        weights=hashes)
+    }  # fmt: skip
     write_json(path, prepared)
     return prepared
 
@@ -125,15 +117,14 @@ def _look_at(data: DataConfig, root: Path, out: Path) -> dict[str, Any]:
 def _folder_stamp(root: Path) -> list[list[Any]]:
     """Names, sizes and times of all files below a folder."""
     files = sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-    stats = [(path, path.stat()) for path in files]
-    return [[path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns] for path, status in stats]
+    stats = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
+    return [[name, status.st_size, status.st_mtime_ns] for name, status in stats]
 
 
 def _root(data: DataConfig, out: Path) -> Path:
     if data.root:
         return Path(data.root).resolve()
-    if data.kind == "voc":
-        raise InputError("data.root: expected a folder in VOC layout (--data FOLDER), got none")
+    require(data.kind != "voc", "data.root: expected a folder in VOC layout (--data FOLDER), got none")
     spec = {"num_train": data.num_train, "num_val": data.num_val, "seed": data.seed}
     root = out / "data" / f"synthetic-{json_hash({**spec, 'code': code_version('wsss_nb.data.synthetic')})[:8]}"
     if not root.exists():
@@ -155,11 +146,9 @@ def initial_weights(profile: Profile) -> dict[str, Any] | None:
         installed = BACKBONES[profile.backbone].pretrained_file
         return None if installed is None else {"path": None, "sha256": sha256_file(installed())}
     path = project_root() / profile.imagenet_weights
-    if not path.is_file():
-        raise InputError(
-            "imagenet_weights: expected the file of ResNet-38's ImageNet weights for MXNet (Model A1 of "
-            f"https://github.com/itijyou/ademxapp), got no file {path} (--imagenet_weights FILE; empty for a random start)"
-        )
+    file = "ResNet-38's ImageNet weights for MXNet (Model A1 of https://github.com/itijyou/ademxapp)"
+    got = f"no file {path} (--imagenet_weights FILE; empty for a random start)"
+    require(path.is_file(), f"imagenet_weights: expected the file of {file}, got {got}")
     digest = sha256_file(path)
     print(f"{path.name}: SHA-256 {digest}", flush=True)
     return {"path": str(path.resolve()), "sha256": digest}
@@ -173,32 +162,19 @@ def _results(profile: Profile, out: Path, prepared: dict[str, Any], known: Resul
     facts["plugins"] = plugin_hashes(profile.cam.model_dump(mode="json"))
     settings = json_hash(facts)
     same = known if known is not None and known.settings == settings else None
-    folders = {split: out / "data" / f"{split}.csv" for split in (profile.data.train_split, profile.data.val_split)}
-    root = out / prepared["root"]
-    train, val = (VOCFolder(root, split, labels=csv).without(prepared["bad"]) for split, csv in folders.items())
-    names = profile.grid()
-    kept = {
-        section: [row for row in getattr(same, section, []) if row.variant in names and row.seed in profile.seeds]
+    data, grid = profile.data, profile.grid()
+    train, val = (labelled_split(out, prepared, split) for split in (data.train_split, data.val_split))
+    about: dict[str, Any] = {"train": len(train.names), "val": len(val.names), "val_names": list(val.names)}
+    about |= {name: prepared[name] for name in ("hash", "root")}
+    kept: dict[str, Any] = {
+        section: [row for row in getattr(same, section, []) if row.variant in grid and row.seed in profile.seeds]
         for section in ("cam", "stages")
     }
     return Results(
-        run=out.name,
-        profile=values,
-        settings=settings,
-        synthetic=profile.data.kind == "synthetic" and not profile.data.root,
-        classes=list(val.classes),
-        data={
-            "train": len(train.names),
-            "val": len(val.names),
-            "hash": prepared["hash"],
-            "root": prepared["root"],
-            "val_names": list(val.names),
-        },  # type: ignore[arg-type]
-        weights=(prepared["weights"] or {}).get("sha256"),
-        pretrain=None if same is None else same.pretrain,
-        cam=kept["cam"],
-        stages=kept["stages"],
-    )
+        run=out.name, profile=values, settings=settings, synthetic=data.kind == "synthetic" and not data.root,
+        classes=list(val.classes), data=DataInfo(**about), weights=(prepared["weights"] or {}).get("sha256"),
+        pretrain=None if same is None else same.pretrain, **kept
+    )  # fmt: skip
 
 
 def plugin_hashes(values: dict[str, Any]) -> dict[str, str]:

@@ -12,27 +12,18 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from wsss_nb.models.registry import BACKBONES
+from wsss_nb.models.networks import BACKBONES
+from wsss_nb.run.results import wrong_field
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, DeepLabConfig, InferenceConfig, PretrainConfig
-from wsss_nb.system.arguments import Parser, similar_names
-from wsss_nb.system.config import Config
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.config import Config, Parser
+from wsss_nb.system.errors import InputError, expecting, require
 from wsss_nb.system.files import atomic_path
 from wsss_nb.variants import OURS, SEAM, Variant, find_variant, lambda_variant
 
 __all__ = [
-    "PROFILES",
-    "DataConfig",
-    "FieldFlags",
-    "Profile",
-    "Settings",
-    "load_profile",
-    "parse_fields",
-    "read_profile",
-    "read_yaml",
-    "save_profile",
-    "validated",
-]
+    "PROFILES", "DataConfig", "FieldFlags", "Profile", "Settings", "load_profile", "parse_fields", "read_profile",
+    "read_yaml", "save_profile", "validated"
+]  # fmt: skip
 
 
 class DataConfig(Config):
@@ -135,11 +126,9 @@ class Profile(Settings):
     name: str
 
 
-PROFILES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "profiles").glob("*.yaml")))
+_FILES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "profiles").glob("*.yaml"))}
+PROFILES = tuple(_FILES)
 """The profiles' names; what they set is in ``wsss_nb/profiles/NAME.yaml``, all else is the paper's."""
-
-# What a variant's record sets would be overwritten.
-_SET_BY_VARIANT = {"cam.lam": "lambdas or variants"}
 
 
 class FieldFlags:
@@ -150,9 +139,9 @@ class FieldFlags:
     """
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._source: Any = CliSettingsSource(
-            Settings, root_parser=parser, cli_parse_args=None, cli_hide_none_type=True  # type: ignore[arg-type]
-        )
+        settings: Any = Settings
+        options: Any = {"cli_parse_args": None, "cli_hide_none_type": True}
+        self._source: Any = CliSettingsSource(settings, root_parser=parser, **options)
 
     def given(self, options: argparse.Namespace) -> dict[str, Any]:
         """The fields that a parsed command line sets, as a nested dict."""
@@ -162,10 +151,9 @@ class FieldFlags:
             if name.partition(".")[0] in Settings.model_fields
         }
         try:
-            found: dict[str, Any] = self._source(parsed_args=argparse.Namespace(**own))()
+            return dict(self._source(parsed_args=argparse.Namespace(**own))())
         except (SettingsError, ValueError) as error:
             raise InputError(" ".join(str(error).split())) from error
-        return found
 
 
 def parse_fields(text: str) -> dict[str, Any]:
@@ -180,19 +168,15 @@ def parse_fields(text: str) -> dict[str, Any]:
     """
     words = text.split()
     for word in words:
-        if "=" not in word.strip("="):
-            raise InputError(f"overrides: expected field=value, got {word!r}")
+        require("=" in word.strip("="), f"overrides: expected field=value, got {word!r}")
     parser = Parser(prog="overrides", add_help=False)
     flags = FieldFlags(parser)
     return flags.given(parser.parse_args([f"--{word}" for word in words]))
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if nested else _plain(value)
-    return merged
+    both = {key for key in changes if isinstance(changes[key], Mapping) and isinstance(base.get(key), Mapping)}
+    return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in both}}
 
 
 def _plain(value: Any) -> Any:
@@ -202,12 +186,11 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values."""
+def _names(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields."""
     for key, value in tree.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+        yield f"{prefix}{key}"
+        yield from _names(value, f"{prefix}{key}.") if isinstance(value, Mapping) else ()
 
 
 def load_profile(name: str, *changes: Mapping[str, Any] | str) -> Profile:
@@ -227,9 +210,9 @@ def load_profile(name: str, *changes: Mapping[str, Any] | str) -> Profile:
     values = _values_of(name)
     for change in changes:
         fields = parse_fields(change) if isinstance(change, str) else change
-        for field, instead in _SET_BY_VARIANT.items():
-            if field in dict(_leaves(fields)):
-                raise InputError(f"{field}: expected {instead} to say so, got {dict(_leaves(fields))[field]!r}")
+        cam = fields.get("cam")
+        if isinstance(cam, Mapping) and "lam" in cam:  # a variant's record would overwrite it
+            raise InputError(f"cam.lam: expected lambdas or variants to say so, got {cam['lam']!r}")
         values = _merged(values, fields)
     return validated(values)
 
@@ -237,9 +220,8 @@ def load_profile(name: str, *changes: Mapping[str, Any] | str) -> Profile:
 def _values_of(name: str) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         return read_profile(Path(name)).model_dump()
-    if name not in PROFILES:
-        raise InputError(f"profile: expected one of {', '.join(PROFILES)} or a YAML file, got {name!r}")
-    given = read_yaml(Path(__file__).parents[1] / "profiles" / f"{name}.yaml")
+    require(name in PROFILES, f"profile: expected one of {', '.join(PROFILES)} or a YAML file, got {name!r}")
+    given = read_yaml(_FILES[name])
     base = given.pop("base", None)
     return _merged(_values_of(base) if base else Settings().model_dump(), {**given, "name": name})
 
@@ -253,15 +235,8 @@ def validated(values: Mapping[str, Any]) -> Profile:
     try:
         return Profile.model_validate(_plain(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        if not field or isinstance(first["input"], Mapping):  # about several fields, which the message names
-            raise InputError(f"{field or values.get('name', 'profile')}: {what}") from error
-        if first["type"] == "extra_forbidden":
-            near = similar_names(field, [name for name, _ in _leaves(Settings().model_dump())])
-            what = "no such field" + (f" (did you mean {' or '.join(near)}?)" if near else "")
-        raise InputError(f"{field}: {what}, got {first['input']!r}") from error
+        known = list(_names(Settings().model_dump()))
+        raise InputError(wrong_field(error, values.get("name", "profile"), known)) from error
 
 
 def save_profile(profile: Profile, path: Path) -> None:
@@ -285,12 +260,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or is not a YAML mapping.
     """
-    try:
+    with expecting("a YAML file", path):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: expected a YAML file, got {error.strerror or error}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: expected a YAML file, got {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path}: expected fields and values, got {type(content).__name__}")
-    return content
+    fields = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    require(fields, f"{path}: expected fields and values, got {type(content).__name__}")
+    return dict(content)

@@ -11,27 +11,20 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import psutil
 
 from wsss_nb.run.run import Run
 from wsss_nb.system.code_version import code_version
 from wsss_nb.system.files import sha256_file
 
 __all__ = [
-    "COMMAND",
-    "command_line",
-    "describe_run",
-    "git_state",
-    "hardware",
-    "manifest",
-    "package_versions",
-    "told_command",
-]
+    "COMMAND", "command_line", "describe_run", "git_state", "hardware", "manifest", "package_versions", "told_command"
+]  # fmt: skip
 
 COMMAND = "WSSS_NB_COMMAND"
 """Environment variable through which notebooks learn the command that runs them, see `told_command`."""
@@ -41,58 +34,34 @@ _SOURCES = ("wsss_nb", "notebooks", "pyproject.toml", "constraints.txt")
 
 
 def manifest(
-    profile: BaseModel | Mapping[str, Any] | None = None,
-    *,
-    seeds: Iterable[int] | None = None,
-    data_hash: str | None = None,
-    weights: Mapping[str, str | os.PathLike[str]] | None = None,
-    protocol: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    profile: Mapping[str, Any] | None = None, *, data_hash: str | None = None, weights: Mapping[str, str] | None = None,
+    **more: Any
+) -> dict[str, Any]:  # fmt: skip
     """Everything one needs to know to make a result again, as JSON values.
 
     Folders outside the working directory are reduced to their last part: a manifest is made to be
     published, and the data's hash says which data it was.
 
     Args:
-        profile: the resolved profile; all its values are kept.
-        seeds: seeds of the result; default: the profile's.
+        profile: all values of the resolved profile.
         data_hash: hash of the data set, see ``results["data"]["hash"]``.
-        weights: name -> hash, or name -> file (whose SHA-256 is taken).
-        protocol: how the scores were made.
-        extra: further entries, such as the hash of the arrays behind a figure.
+        weights: SHA-256 of files of weights, by name.
+        more: further entries, such as other seeds than the profile's.
 
     Returns:
         A dict with keys ``schema``, ``created``, ``command``, ``git``, ``profile``, ``seeds``, ``data_hash``,
-        ``weights``, ``protocol``, ``python``, ``packages``, ``hardware``, then those of ``extra``.
-
-    Raises:
-        ValueError: ``extra`` names an entry that is there already.
+        ``weights``, ``python``, ``packages``, ``hardware``, then those of ``more``.
 
     Example:
         >>> manifest(seeds=[0])["seeds"]
         [0]
     """
-    values = profile.model_dump(mode="json") if isinstance(profile, BaseModel) else profile
-    if seeds is None and values is not None:
-        seeds = values.get("seeds")
-    made: dict[str, Any] = {
-        "schema": 1,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": os.environ.get(COMMAND) or command_line(),
-        "git": git_state(),
-        "profile": None if values is None else _portable(dict(values)),
-        "seeds": None if seeds is None else list(seeds),
-        "data_hash": data_hash,
-        "weights": {name: _weight_hash(value) for name, value in (weights or {}).items()},
-        "protocol": None if protocol is None else dict(protocol),
-        "python": platform.python_version(),
-        "packages": dict(package_versions()),
-        "hardware": hardware(),
-    }
-    if twice := made.keys() & (extra or {}):
-        raise ValueError(f"extra: expected names other than {', '.join(made)}, got {min(twice)!r}")
-    return {**made, **(extra or {})}
+    return {
+        "schema": 1, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": os.environ.get(COMMAND) or command_line(), "git": git_state(), "profile": _portable(profile),
+        "seeds": (profile or {}).get("seeds"), "data_hash": data_hash, "weights": dict(weights or {}),
+        "python": platform.python_version(), "packages": package_versions(), "hardware": hardware(), **more
+    }  # fmt: skip
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -117,18 +86,15 @@ def describe_run(run: Run) -> dict[str, Any]:
         'wsss-nb run --profile quick --out runs/quick'
     """
     code = {part: code_version(f"wsss_nb.show.{part}") for part in ("figures", "tables")}
+    inputs = {folder: made.get("inputs") or {} for folder, made in run.manifests().items()}
+    code |= {folder: facts["code"] for folder, facts in inputs.items() if "code" in facts}
+    weights = {folder: sha256_file(path) for folder, path in run.weight_files().items()}
+    weights |= {"imagenet": run.results.weights} if run.results.weights else {}
+    results = run.results
     return manifest(
-        run.results.profile,
-        seeds=run.seeds,
-        data_hash=run.results.data.hash,
-        weights={**run.weight_files(), **({"imagenet": run.results.weights} if run.results.weights else {})},
-        extra={
-            "run": run.results.run,
-            "synthetic": run.synthetic,
-            "code": code | run.code_versions(),
-            "made_by": run.made_by(),
-        },
-    )
+        results.profile, seeds=list(run.seeds), data_hash=results.data.hash, weights=weights, run=results.run,
+        synthetic=results.synthetic, code=code, made_by=run.made_by()
+    )  # fmt: skip
 
 
 @functools.cache
@@ -144,53 +110,40 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     root = folder or Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    said = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *_SOURCES]):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            command = ["git", "-C", str(root), *words]
-            said.append(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip())
-    return {"commit": said[0], "dirty": bool(said[1])} if len(said) == 2 else None
+    questions = ["rev-parse", "HEAD"], ["status", "--porcelain", "--", *_SOURCES]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commands = [["git", "-C", str(root), *words] for words in questions]
+        said = [subprocess.run(command, capture_output=True, text=True, timeout=30, check=True) for command in commands]
+        return {"commit": said[0].stdout.strip(), "dirty": bool(said[1].stdout)}
+    return None
 
 
-@functools.cache
-def package_versions() -> tuple[tuple[str, str], ...]:
+def package_versions() -> dict[str, str]:
     """Name and version of this package and of each installed dependency that results depend on."""
-    requirements, found = ["wsss-nb"], []
+    requirements, found = ["wsss-nb"], {}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         requirements += importlib.metadata.requires("wsss-nb") or []
-    for requirement in requirements:
-        needed = "extra ==" not in requirement or re.search("""extra == ['"]crf['"]""", requirement)
-        if needed and (match := re.match(r"[A-Za-z0-9._-]+", requirement)):
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found.append((match[0], importlib.metadata.version(match[0])))
-    return tuple(found)
+    needed = [text for text in requirements if not re.search("""extra == ['"](?!crf['"])""", text)]
+    for name in [re.split(r"[^\w.-]", text)[0] for text in needed]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory (GiB), GPUs and threads; GPUs only if torch is loaded already."""
-    torch = sys.modules.get("torch")
-    gpus: list[str] = []
-    if torch is not None and torch.cuda.is_available():
-        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    import psutil
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = psutil.virtual_memory().total / 2**30
+    torch, processor = sys.modules.get("torch"), platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = found[1].strip() if found else processor
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": cores,
-        "memory_gib": round(memory, 1),
-        "gpus": gpus,
-        "threads": torch.get_num_threads() if torch is not None else None,
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch else [],
+        "threads": torch.get_num_threads() if torch else None,
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def command_line() -> str:
@@ -201,16 +154,17 @@ def command_line() -> str:
         >>> command_line()
         'wsss-nb run --data=photos'
     """
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if words[0] in {"-c", "__main__.py", "cli.py"}:
-        words = _as_typed(sys.orig_argv)
-    elif words[0] == "ipykernel_launcher.py":  # whoever started the kernel knows more: papermill, JupyterLab
-        import psutil
-
+    words, program = sys.argv, Path(sys.argv[0]).name
+    if program in {"-c", "__main__.py", "cli.py"}:
+        words = sys.orig_argv
+    elif program == "ipykernel_launcher.py":  # whoever started the kernel knows more: papermill, JupyterLab
         with contextlib.suppress(psutil.Error):
-            words = _as_typed(psutil.Process(os.getppid()).cmdline()) or words
-    said = []
-    for word in words:
+            words = psutil.Process(os.getppid()).cmdline() or words
+    if len(words) > 1 and Path(words[0]).name.startswith("python"):  # `papermill a.ipynb`, `python -m wsss_nb.cli`
+        words = ["python", *words[1:]] if words[1].startswith("-") else words[1:]
+        words = [*words[:2], "...", *words[3:]] if words[1:2] == ["-c"] else words
+    said = [Path(words[0]).name]
+    for word in words[1:]:
         flag, equals, value = word.partition("=")
         said.append(f"{flag}={_portable(value)}" if equals else _portable(word))
     return shlex.join(said)
@@ -226,28 +180,11 @@ def told_command() -> Iterator[None]:
         os.environ.pop(COMMAND, None)
 
 
-def _as_typed(words: list[str]) -> list[str]:
-    """The words of a process without where its program lies: ``papermill a.ipynb``, ``python -m wsss_nb.cli``."""
-    if words and Path(words[0]).name.startswith("python"):
-        if len(words) > 1 and not words[1].startswith("-"):
-            words = words[1:]
-        elif words[1:2] == ["-c"]:
-            words = [*words[:2], "...", *words[3:]]
-    program = Path(words[0]).name if words else ""
-    return [re.sub(r"^python[\d.]*$", "python", program), *words[1:]] if words else []
-
-
 def _portable(value: Any) -> Any:
     if isinstance(value, str) and (os.path.isabs(value) or value.startswith("..")):
         path = Path(value)
         here = Path.cwd()
         return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
-    if isinstance(value, Mapping):
-        return {name: _portable(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_portable(entry) for entry in value]
-    return value
-
-
-def _weight_hash(value: str | os.PathLike[str]) -> str:
-    return value if isinstance(value, str) and not Path(value).is_file() else sha256_file(value)
+    return {name: _portable(entry) for name, entry in value.items()} if isinstance(value, Mapping) else value

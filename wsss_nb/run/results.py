@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.config import similar_names
+from wsss_nb.system.errors import InputError, require
 from wsss_nb.system.files import read_json
 from wsss_nb.variants import Stage
 
 __all__ = [
-    "RESULTS",
-    "CamResult",
-    "Cost",
-    "DataInfo",
-    "Pretraining",
-    "Results",
-    "Scores",
-    "StageResult",
-    "read_results",
-]
+    "RESULTS", "CamResult", "Cost", "DataInfo", "Pretraining", "Results", "Scores", "StageResult", "read_results",
+    "wrong_field"
+]  # fmt: skip
 
 RESULTS = "results.json"
 
@@ -97,6 +92,11 @@ class StageResult(_Entry):
 
     stage: Stage
 
+    @classmethod
+    def of_cam(cls, row: CamResult) -> StageResult:
+        """Stage "cam" as a training of the CAM network left it."""
+        return cls(stage="cam", **{name: getattr(row, name) for name in _Entry.model_fields})
+
 
 class Pretraining(_Record):
     """The classifier that all networks of a run start from, where there are no ImageNet weights."""
@@ -147,9 +147,9 @@ class Results(_Record):
                 if len(values) != shape[0] or (len(shape) > 1 and any(len(row) != shape[1] for row in values)):
                     raise ValueError(f"{place}.scores.{name}: expected shape {shape}, got another")
         keys = Counter((getattr(entry, "stage", "CAM"), entry.variant, entry.seed) for entry in entries.values())
-        for key, count in keys.items():
+        for key, count in keys.most_common(1):
             if count > 1:
-                raise ValueError(f"results: expected one entry each, got {count} of {key}")
+                raise ValueError(f"expected one entry each, got {count} of {key}")
         return self
 
 
@@ -161,21 +161,30 @@ def read_results(path: Path) -> Results:
             (which names the field).
     """
     content = read_json(path)
-    if isinstance(content, dict) and content.get("schema") == 1:
-        raise InputError(
-            f"{path}: expected a run of this version, got one of an earlier layout; run into another folder"
-        )
+    earlier = isinstance(content, dict) and content.get("schema") == 1
+    got = "one of an earlier layout; run into another folder"
+    require(not earlier, f"{path}: expected a run of this version, got {got}")
     try:
         return Results.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "value_error":
-            place = f"{place}: " if place else ""
-            raise InputError(f"{path}: {place}{first['ctx']['error']}") from error
-        if first["type"] == "missing":
-            raise InputError(f"{path}: {place}: expected this field, got none") from error
-        given = repr(first["input"])
-        given = given if len(given) <= 60 else given[:57] + "..."
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{path}: {place or 'results'}: {message}, got {given}") from error
+        raise InputError(f"{path}: {wrong_field(error, 'results')}") from error
+
+
+def wrong_field(error: ValidationError, whole: str, known: Sequence[str] = ()) -> str:
+    """The first thing that is wrong, in one line.
+
+    Args:
+        error: from pydantic.
+        whole: name of what is checked, for errors that are of no single field.
+        known: dotted names of all fields; the likely one is suggested for an unknown name.
+    """
+    first = error.errors(include_url=False)[0]
+    place, what, given = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "), first["input"]
+    if first["type"] == "missing":
+        what, given = "expected this field, got none", {}
+    elif first["type"] == "extra_forbidden":
+        near = similar_names(place, known)
+        what = "no such field" + (f" (did you mean {' or '.join(near)}?)" if near else "")
+    # of several fields the message names those that are wrong
+    got = "" if isinstance(given, Mapping) else f", got {repr(given)[:60]}"
+    return f"{place or whole}: {what}{got}"

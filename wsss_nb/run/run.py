@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,25 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsss_nb.data.palette import read_label_map
-from wsss_nb.data.voc import VOCFolder
+from wsss_nb.data.voc import VOCFolder, read_label_map
 from wsss_nb.run.results import RESULTS, CamResult, Results, StageResult, read_results
 from wsss_nb.run.steps import MANIFEST
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import InputError, expecting, require
 from wsss_nb.system.files import json_hash, project_root, read_json, sha256_file, waiting_lock, write_json
 from wsss_nb.variants import OURS, SEAM, STAGES, Stage
 
 __all__ = [
-    "AUTHOR",
-    "CONFIG",
-    "PREPARED",
-    "SYNTHETIC_NOTE",
-    "NotInRun",
-    "NotOnThisMachine",
-    "Run",
-    "find_run",
-    "load_run",
-]
+    "AUTHOR", "CONFIG", "PREPARED", "SYNTHETIC_NOTE", "NotInRun", "NotOnThisMachine", "Run", "find_run", "load_run"
+]  # fmt: skip
 
 AUTHOR = "run.json"
 """Who made the run: the manifest of the command that last had a step to do."""
@@ -84,16 +74,12 @@ class Run:
     @cached_property
     def train(self) -> VOCFolder:
         """The train split's images with the image-level labels that were written down."""
-        return self._split_of_run(self.config.data.train_split)
+        return labelled_split(self.folder, self.prepared, self.config.data.train_split)
 
     @cached_property
     def val(self) -> VOCFolder:
         """The val split's images and masks, without the bad ones."""
-        return self._split_of_run(self.config.data.val_split)
-
-    def _split_of_run(self, split: str) -> VOCFolder:
-        root = self.folder / self.prepared["root"]  # an absolute path stays itself
-        return VOCFolder(root, split, labels=self.folder / "data" / f"{split}.csv").without(self.prepared["bad"])
+        return labelled_split(self.folder, self.prepared, self.config.data.val_split)
 
     def record(self, section: str, rows: list[CamResult] | list[StageResult], pretrain: Any = None) -> None:
         """Put rows into ``results.json``, in place of earlier ones of the same variant, stage and seed."""
@@ -119,26 +105,20 @@ class Run:
         return tuple(self.results.classes)
 
     @property
-    def synthetic(self) -> bool:
-        """Whether the data set is the synthetic one."""
-        return self.results.synthetic
-
-    @property
     def note(self) -> str:
         """What every figure and table of this run says about its data, empty for VOC 2012 val itself.
 
         Another split of VOC 2012, or a part of val, is VOC by its folder's name, and says what it is instead.
         """
-        if self.synthetic:
+        if self.results.synthetic:
             return SYNTHETIC_NOTE
-        images = self.results.data.val
-        if len(self.classes) == _VOC_CLASSES and images == _VOC_VAL:
+        images, voc = self.results.data.val, len(self.classes) == _VOC_CLASSES
+        if voc and images == _VOC_VAL:
             return ""
         name = PurePosixPath(self.results.data.root.replace("\\", "/")).name or "own data set"
-        if len(self.classes) == _VOC_CLASSES and name == "VOC2012":
-            part = "" if images is None else f", {images} of {_VOC_VAL} images"
-            return f"VOC 2012 {self.split}{part if self.split == 'val' else ', not val'}"
-        return f"{name}, not VOC 2012"
+        if not voc or name != "VOC2012":
+            return f"{name}, not VOC 2012"
+        return f"VOC 2012 {self.split}, " + (f"{images} of {_VOC_VAL} images" if self.split == "val" else "not val")
 
     @property
     def backbone(self) -> str:
@@ -158,8 +138,8 @@ class Run:
     @property
     def split(self) -> str:
         """The split that was scored."""
-        found = (entry.scores.protocol.get("split") for entry in self._entries)
-        return next((split for split in found if isinstance(split, str)), "val")
+        found = [entry.scores.protocol["split"] for entry in self._entries if "split" in entry.scores.protocol]
+        return str(found[0]) if found else "val"
 
     @property
     def _entries(self) -> list[CamResult | StageResult]:
@@ -177,11 +157,9 @@ class Run:
         Stage "cam" also holds the seeds that went no further than the sweep.
         """
         variant = variant or self.ours
-        found = {row.seed: row for row in self.results.stages if row.stage == stage and row.variant == variant}
-        if stage == "cam":
-            for cam in self.cams(variant):
-                facts = {name: getattr(cam, name) for name in ("variant", "title", "seed", "steps", "scores", "cost")}
-                found.setdefault(cam.seed, StageResult(stage="cam", **facts))
+        rows = [StageResult.of_cam(cam) for cam in self.cams(variant)] if stage == "cam" else []
+        rows += [row for row in self.results.stages if row.stage == stage and row.variant == variant]
+        found = {row.seed: row for row in rows}
         return [found[seed] for seed in sorted(found)]
 
     @property
@@ -194,10 +172,8 @@ class Run:
         if rows:
             return max(rows, key=lambda row: STAGES.index(row.stage)).variant
         planned = next((name for name in self.results.profile.get("refine", ()) if name != SEAM), OURS)
-        run = {cam.variant: cam for cam in self.cams(on_curve=True)}
-        return (
-            planned if planned in run or not run else max(run.values(), key=lambda cam: (cam.lam or 0, cam.fsl)).variant
-        )
+        run = {cam.variant: (cam.lam or 0, cam.fsl) for cam in self.cams(on_curve=True)}
+        return planned if planned in run or not run else max(run, key=run.__getitem__)
 
     def label_map(self, entry: CamResult | StageResult, name: str) -> npt.NDArray[np.uint8]:
         """Predicted label map (H, W) uint8 of a val image.
@@ -206,10 +182,9 @@ class Run:
             NotOnThisMachine: the run folder does not hold it.
             InputError: the file is broken, or holds a class id outside the class list.
         """
-        path = self._file(entry, f"{name}.png")
+        path, highest = self._file(entry, f"{name}.png"), len(self.classes) - 1
         label_map = read_label_map(path)
-        if int(label_map.max()) >= len(self.classes):
-            raise InputError(f"{path}: expected class ids 0..{len(self.classes) - 1}, got {int(label_map.max())}")
+        require(label_map.max() <= highest, f"{path}: expected class ids 0..{highest}, got {label_map.max()}")
         return label_map
 
     def activations(self, entry: CamResult, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -220,16 +195,12 @@ class Run:
             InputError: the file is broken.
         """
         path = self._file(entry, f"{name}.npz")
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                classes = np.asarray(arrays["classes"], dtype=np.int64)
-                cam = np.asarray(arrays["cam"], dtype=np.float32)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: expected arrays classes and cam, got {error}") from error
-        if cam.ndim != 3 or classes.shape != cam.shape[:1]:
-            raise InputError(f"{path}: expected classes (n,) and cam (n, H, W), got {classes.shape}, {cam.shape}")
-        if classes.size and not 0 < classes.min() <= classes.max() < len(self.classes):
-            raise InputError(f"{path}: expected class ids 1..{len(self.classes) - 1}, got {classes.tolist()}")
+        with expecting("arrays classes and cam", path), np.load(path, allow_pickle=False) as arrays:
+            classes, cam = arrays["classes"].astype(np.int64), arrays["cam"].astype(np.float32)
+        fits = cam.ndim == 3 and classes.shape == cam.shape[:1]
+        require(fits, f"{path}: expected classes (n,) and cam (n, H, W), got {classes.shape}, {cam.shape}")
+        known = all(0 < index < len(self.classes) for index in classes)
+        require(known, f"{path}: expected class ids 1..{len(self.classes) - 1}, got {classes.tolist()}")
         return classes, cam
 
     def _file(self, entry: CamResult | StageResult, name: str) -> Path:
@@ -248,19 +219,16 @@ class Run:
         """
         recorded = self.results.data.root
         place = Path(self.data_root) if self.data_root else self.folder / recorded  # an absolute path stays itself
-        if not (place / "JPEGImages").is_dir():
-            if self.data_root:
-                raise InputError(f"data_root: expected a folder with JPEGImages, got {self.data_root}")
-            raise NotOnThisMachine(
-                f"data_root: expected the run's data set, got nothing at {recorded or '(no place recorded)'}; "
-                "give its folder on this machine to see pictures (plots and tables do without)"
-            )
+        there = (place / "JPEGImages").is_dir()
+        require(there or not self.data_root, f"data_root: expected a folder with JPEGImages, got {self.data_root}")
+        if not there:
+            advice = "give its folder on this machine to see pictures (plots and tables do without)"
+            got = f"nothing at {recorded or '(no place recorded)'}; {advice}"
+            raise NotOnThisMachine(f"data_root: expected the run's data set, got {got}")
         folder = VOCFolder(place, self.split)
-        if folder.classes != self.classes:
-            ours, theirs = (
-                f"{len(names)} classes ({', '.join(names[1:4])}...)" for names in (self.classes, folder.classes)
-            )
-            raise InputError(f"data_root: expected the run's {ours}, got {theirs} in {folder.root}")
+        ours, theirs = (f"{len(of)} classes ({', '.join(of[1:4])}...)" for of in (self.classes, folder.classes))
+        same = folder.classes == self.classes
+        require(same, f"data_root: expected the run's {ours}, got {theirs} in {folder.root}")
         return folder
 
     # Who made it
@@ -282,11 +250,6 @@ class Run:
         paths = {folder: self.folder / folder / "checkpoint.pt" for folder in self.manifests()}
         return {folder: path for folder, path in paths.items() if path.is_file()}
 
-    def code_versions(self) -> dict[str, str]:
-        """What each step recorded as its code, by folder."""
-        found = {folder: (made.get("inputs") or {}).get("code") for folder, made in self.manifests().items()}
-        return {folder: code for folder, code in found.items() if isinstance(code, str)}
-
     def made_by(self) -> dict[str, Any] | None:
         """Where and how the run was made; None where nothing in its folder says so.
 
@@ -303,10 +266,10 @@ class Run:
             said = made.get("made_by") or {}
             facts = {"git": said.get("git"), "command": said.get("command")}
             author = authors.setdefault(json.dumps(facts, sort_keys=True), {**facts, "created": [], "steps": []})
-            author["created"] = sorted([*author["created"], *filter(None, [said.get("created")])])
+            author["created"] += [said["created"]] if "created" in said else []
             author["steps"].append(folder)
         for author in authors.values():
-            author["created"] = [author["created"][0], author["created"][-1]] if author["created"] else None
+            author["created"] = [min(author["created"]), max(author["created"])] if author["created"] else None
         path = self.folder / AUTHOR
         facts = _mapping(path) if path.is_file() else {}
         if not facts and all(author["git"] is author["command"] is None for author in authors.values()):
@@ -321,11 +284,16 @@ class Run:
         return json_hash([self.results_hash, self.manifests(), sha256_file(author) if author.is_file() else ""])
 
 
+def labelled_split(out: Path, prepared: dict[str, Any], split: str) -> VOCFolder:
+    """A split of a run's data set with the labels that were written down, without bad images."""
+    root = out / prepared["root"]  # an absolute path stays itself
+    return VOCFolder(root, split, labels=out / "data" / f"{split}.csv").without(prepared["bad"])
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected names and values, got {type(content).__name__}")
-    return content
+    require(isinstance(content, dict), f"{path}: expected names and values, got {type(content).__name__}")
+    return dict(content)
 
 
 def find_run(out_dir: str | os.PathLike[str]) -> Path:
@@ -340,9 +308,8 @@ def find_run(out_dir: str | os.PathLike[str]) -> Path:
     for place in (Path.cwd() / out_dir, project_root() / out_dir):
         if (place / RESULTS).is_file():
             return place
-    raise InputError(
-        f"run_dir or out_dir: expected a run folder with {RESULTS}, got {out_dir}; make one with `wsss-nb run`"
-    )
+    expected = f"a run folder with {RESULTS}, got {out_dir}; make one with `wsss-nb run`"
+    raise InputError(f"run_dir or out_dir: expected {expected}")
 
 
 def load_run(folder: str | os.PathLike[str], data_root: str = "") -> Run:

@@ -10,13 +10,13 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import InputError, require
 from wsss_nb.system.files import json_hash, read_json, waiting_lock, write_json
 
 __all__ = ["MANIFEST", "Step", "run_step", "total_cost"]
@@ -52,12 +52,11 @@ def _peak_memory_mb(reset: bool = False) -> float:
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if reset:
-        with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
+        if reset:
             Path("/proc/self/clear_refs").write_text("5")
-    if status.exists() and (peak := re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)):
-        return int(peak[1]) / 1024
+    with contextlib.suppress(OSError):
+        return int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
     memory = psutil.Process().memory_info()
     return float(getattr(memory, "peak_wset", memory.rss)) / 2**20
 
@@ -78,13 +77,9 @@ def _cost_of(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def run_step(
-    parent: Path,
-    name: str,
-    inputs: dict[str, Any],
-    work: Callable[[Path], dict[str, Any] | None],
-    made_by: Mapping[str, Any] | None = None,
-    on_start: Callable[[], None] | None = None,
-) -> Step:
+    parent: Path, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any] | None],
+    made_by: Mapping[str, Any] | None = None, on_start: Callable[[], None] | None = None
+) -> Step:  # fmt: skip
     """Do ``work(folder)`` in ``parent/NAME-KEY`` unless it is done already.
 
     ``started.json`` appears first: a killed step is resumed by the files that are there. ``manifest.json`` appears last, so
@@ -112,10 +107,8 @@ def run_step(
     folder = parent / f"{name}-{key[:8]}"
     manifest = folder / MANIFEST
     crew = processes()
-    lock: AbstractContextManager[Any] = nullcontext()
-    if not manifest.exists() and crew.is_main:
-        lock = waiting_lock(parent / f".{folder.name}.lock", f"{folder}: another process is at work here")
-    with lock:
+    lock = waiting_lock(parent / f".{folder.name}.lock", f"{folder}: another process is at work here")
+    with nullcontext() if manifest.exists() or not crew.is_main else lock:
         if crew.broadcast(crew.is_main and _begin(folder, key)):
             if on_start is not None and crew.is_main:
                 on_start()
@@ -144,9 +137,9 @@ def _begin(folder: Path, key: str) -> bool:
     if manifest.exists():
         return False
     # a hidden file is somebody else's, or what an interrupted write left behind
-    foreign = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if foreign and not started.exists():
-        raise InputError(f"{folder}: expected an empty folder or an earlier attempt at this step, got other files")
+    empty = not any(not path.name.startswith(".") for path in folder.glob("*"))
+    expected = "an empty folder or an earlier attempt at this step"
+    require(empty or started.exists(), f"{folder}: expected {expected}, got other files")
     for path in folder.glob(".*"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink()

@@ -1,11 +1,9 @@
 """Scores by class and by part, the confusion matrix, and what the run cost."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import seaborn
@@ -17,30 +15,27 @@ from wsss_nb.run.run import Run
 from wsss_nb.show.panels import compared_cams
 from wsss_nb.show.protocol import about, mean_and_spread, required, seeds_of, seeds_text
 from wsss_nb.show.style import COLORS, MARKERS, WIDTHS, Array, Arrays, begin, begin_pair, letter, scalar, top_legend
-from wsss_nb.variants import SEAM, STAGE_TITLES, STAGES, Stage
+from wsss_nb.variants import SEAM, STAGE_TITLES, STAGES
 
-__all__ = ["collect_confusion", "collect_cost", "collect_coverage", "collect_per_class", "plot_confusion", "plot_cost",
-           "plot_coverage", "plot_per_class"]  # fmt: skip
+__all__ = ["PARTS", "collect_confusion", "collect_cost", "collect_coverage", "collect_per_class", "plot_confusion",
+           "plot_cost", "plot_coverage", "plot_per_class"]  # fmt: skip
 
-_PARTS = {"head": COLORS[3], "body": COLORS[0], "background": COLORS[7]}
+PARTS: dict[Literal["head", "body", "background"], Any] = {
+    "head": COLORS[3], "body": COLORS[0], "background": COLORS[7]
+}  # fmt: skip
 
 
 def collect_per_class(run: Run) -> Arrays:
     """IoU and contour F of every class: CAMs by max pooling, ours without and with FSL, then ours stage by stage."""
     series: list[tuple[str, CamResult | StageResult]] = []
-    for title, cams in compared_cams(run).items():
-        series += [(f"CAMs, {title}", cam) for cam in cams]
-    for stage in STAGES[1:]:
-        series += [(STAGE_TITLES[stage], entry) for entry in run.stages(stage)]
+    series += [(f"CAMs, {title}", cam) for title, cams in compared_cams(run).items() for cam in cams]
+    series += [(STAGE_TITLES[stage], entry) for stage in STAGES[1:] for entry in run.stages(stage)]
     required(series, "expected CAMs at lambda 0 or of our method, or later stages")
     entries = [entry for _, entry in series]
-    return {
-        **about(run, entries),
-        "classes": np.array(run.classes),
-        "series": np.array([title for title, _ in series]),
-        "iou": 100 * np.array([entry.scores.iou for entry in entries], dtype=np.float64),
-        "f": 100 * np.array([entry.scores.f for entry in entries], dtype=np.float64),
-    }
+    iou, f = (
+        100 * np.array([getattr(entry.scores, key) for entry in entries], dtype=np.float64) for key in ("iou", "f")
+    )
+    return about(run, entries, classes=run.classes, series=[title for title, _ in series], iou=iou, f=f)
 
 
 def plot_per_class(arrays: Arrays) -> Figure:
@@ -55,15 +50,14 @@ def plot_per_class(arrays: Arrays) -> Figure:
     figure, panels = begin_pair(arrays, 2 * body if single else body, extra, names, by_row=True)
     rows, size = np.arange(len(shown)), float(np.clip(72 * pitch, 1.8, 3.6))
     for index, (axes, key, title) in enumerate(zip(panels, ("iou", "f"), ("IoU", "contour F-score"), strict=True)):
-        _stripes(axes, len(shown))
+        _list_rows(axes, classes)
         for number, name in enumerate(names):
             values = arrays[key][arrays["series"] == name]
             if key == "f":  # the background has no contour score
                 values = np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan)
             shift = (number + 0.5 - len(names) / 2) / (len(names) + 1)
             _marks(axes, values[:, shown], rows + shift, number, COLORS[number], name, markersize=size, elinewidth=0.7)
-        axes.set_yticks(rows, classes, fontsize=7 if len(classes) <= 25 else 5.5)
-        axes.set(ylim=(len(classes) - 0.5, -0.5), xlim=(-2, 102), xlabel=f"{title} [%]")
+        axes.set(xlim=(-2, 102), xlabel=f"{title} [%]")
         letter(axes, index, f"{title} by class")
     top_legend(figure, panels[0])
     return figure
@@ -76,10 +70,12 @@ def _marks(axes: Axes, values: Array, y: Array, number: int, color: Any, label: 
     axes.errorbar(mean, y, xerr=np.nan_to_num(spread), **look)
 
 
-def _stripes(axes: Axes, rows: int) -> None:
-    """Every other row on grey, so that marks above and below its middle are read as its own."""
-    for row in range(0, rows, 2):
+def _list_rows(axes: Axes, names: list[str]) -> None:
+    """A row for each name, every other on grey, so that marks above and below its middle are read as its own."""
+    for row in range(0, len(names), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="0.965", linewidth=0, zorder=0)
+    axes.set_yticks(np.arange(len(names)), names, fontsize=7 if len(names) <= 25 else 5.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 
@@ -97,17 +93,13 @@ def _occurring(arrays: Arrays, shown: Array) -> tuple[list[str], str]:
     return [name if len(name) <= 22 else f"{name[:21]}…" for name in names], said
 
 
-def collect_confusion(run: Run, stage: Stage | None = None) -> Arrays:
-    """Confusion matrix of our last stage, or of the one named, summed over the seeds."""
-    last = next((found for name in reversed(STAGES) if stage in (None, name) and (found := run.stages(name))), None)
-    entries = required(last, f"expected scores of stage {stage or 'cam'} of our method")
-    return {
-        **about(run, entries),
-        "classes": np.array(run.classes),
-        "stage": np.array(STAGE_TITLES[entries[0].stage].removeprefix("+ ")),
-        "seeds": np.array([entry.seed for entry in entries]),
-        "confusion": np.array([entry.scores.confusion for entry in entries], dtype=np.int64).sum(axis=0),
-    }
+def collect_confusion(run: Run) -> Arrays:
+    """Confusion matrix of our last stage, summed over the seeds."""
+    last = next((found for stage in reversed(STAGES) if (found := run.stages(stage))), None)
+    entries = required(last, "expected scores of our method")
+    stage, seeds = STAGE_TITLES[entries[0].stage].removeprefix("+ "), [entry.seed for entry in entries]
+    counts = np.array([entry.scores.confusion for entry in entries], dtype=np.int64).sum(axis=0)
+    return about(run, entries, classes=run.classes, stage=stage, seeds=seeds, confusion=counts)
 
 
 def plot_confusion(arrays: Arrays) -> Figure:
@@ -116,8 +108,7 @@ def plot_confusion(arrays: Arrays) -> Figure:
     shown = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1) > 0)
     counts = counts[np.ix_(shown, shown)]
     classes, left_out = _occurring(arrays, shown)
-    width = WIDTHS[scalar(arrays, "width")]  # type: ignore[index]
-    k = len(classes)
+    width, k = WIDTHS[scalar(arrays, "width")], len(classes)
     extra = f"Each row: where the pixels of a true class went, in percent; grey rows: predicted only.{left_out}"
     size = 7 if k <= 12 else 6 if k <= 25 else 4.2
     longest = max(map(len, classes))
@@ -149,15 +140,10 @@ def plot_confusion(arrays: Arrays) -> Figure:
 
 def collect_coverage(run: Run) -> Arrays:
     """Which share of head, body and background the CAMs' pseudo-labels have right."""
-    with_parts = [cam for cam in run.cams() if cam.parts]
-    entries = required(with_parts, "cam: expected head and body coverage (synthetic data only)")
-    parts = [{**dict.fromkeys(_PARTS), **(cam.parts or {})} for cam in entries]
-    return {
-        **about(run, entries),
-        "variant": np.array([cam.title for cam in entries]),
-        "seed": np.array([cam.seed for cam in entries]),
-        **{part: np.array([found[part] for found in parts], dtype=np.float64) for part in _PARTS},
-    }
+    entries = [cam for cam in run.cams() if cam.parts]
+    required(entries, "cam: expected head and body coverage (synthetic data only)")
+    shares = {part: np.array([(cam.parts or {}).get(part) for cam in entries], dtype=np.float64) for part in PARTS}
+    return about(run, entries, variant=[cam.title for cam in entries], seed=[cam.seed for cam in entries], **shares)
 
 
 def plot_coverage(arrays: Arrays) -> Figure:
@@ -166,16 +152,15 @@ def plot_coverage(arrays: Arrays) -> Figure:
     extra = "Share of the head's, the body's and the background's pixels that the pseudo-labels have right. "
     figure, _ = begin(arrays, 0.75 + 0.24 * len(names), f"{extra}{_of_seeds(arrays['variant'], 'Mean ± s.d. of ')}.")
     axes = figure.subplots()
-    _stripes(axes, len(names))
-    for number, (part, color) in enumerate(_PARTS.items()):
+    _list_rows(axes, names)
+    for number, (part, color) in enumerate(PARTS.items()):
         rows = np.arange(len(names)) + 0.26 * (number - 1)
         found = [arrays[part][arrays["variant"] == name] for name in names]
         for y, values in zip(rows, found, strict=True):
             axes.plot(values, [y] * len(values), linestyle="none", marker="|", markersize=4, color=color, alpha=0.6)
         filled = np.array(list(itertools.zip_longest(*found, fillvalue=np.nan)))
         _marks(axes, filled, rows, number, color, part, elinewidth=0.8)
-    axes.set_yticks(np.arange(len(names)), names)
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel="share of pixels predicted right")
+    axes.set(xlim=(-0.02, 1.02), xlabel="share of pixels predicted right")
     top_legend(figure, axes)
     return figure
 
@@ -186,27 +171,18 @@ def collect_cost(run: Run) -> Arrays:
     rows: list[tuple[str, int, Cost]] = [("Pre-training", start.seed, start.cost)] if start else []
     rows += [(f"CAMs, {cam.title}", cam.seed, cam.cost) for cam in cams]
     known = {cam.variant for cam in cams}
-    later = sorted(run.results.stages, key=lambda entry: (entry.variant == SEAM, entry.variant, entry.seed))
-    for stage in STAGES:
-        for entry in later:
-            if entry.stage == stage and not (stage == "cam" and entry.variant in known):
-                of = "" if entry.variant == run.ours else f" ({entry.title})"
-                rows.append((STAGE_TITLES[stage].removeprefix("+ ") + of, entry.seed, entry.cost))
-    required(rows, "expected what the stages cost")
-    machines = sorted({f"{cost.device}{_threads(cost)}" for _, _, cost in rows if cost.device})
-    measured = f"Measured on: {'; '.join(machines)}. " if machines else ""
-    return {
-        "note": np.array(run.note),
-        "protocol": np.array(f"{measured}Each row counts its training, inference and scoring."),
-        "step": np.array([title for title, _, _ in rows]),
-        "seed": np.array([seed for _, seed, _ in rows]),
-        "seconds": np.array([cost.seconds for _, _, cost in rows]),
-        "peak_memory_mb": np.array([cost.peak_memory_mb for _, _, cost in rows], dtype=np.float64),
-    }
-
-
-def _threads(cost: Cost) -> str:
-    return "" if not cost.threads else f", {cost.threads} thread{'s' if cost.threads > 1 else ''}"
+    later = [entry for entry in run.results.stages if entry.stage != "cam" or entry.variant not in known]
+    for entry in sorted(later, key=lambda row: (STAGES.index(row.stage), row.variant == SEAM, row.variant, row.seed)):
+        of = "" if entry.variant == run.ours else f" ({entry.title})"
+        rows.append((STAGE_TITLES[entry.stage].removeprefix("+ ") + of, entry.seed, entry.cost))
+    steps, seeds, costs = zip(*required(rows, "expected what the stages cost"), strict=True)
+    threads = [f", {cost.threads} thread{'s' * (cost.threads > 1)}" if cost.threads else "" for cost in costs]
+    machines = {f"{cost.device}{text}" for cost, text in zip(costs, threads, strict=True) if cost.device}
+    measured = f"Measured on: {'; '.join(sorted(machines))}. " if machines else ""
+    said = f"{measured}Each row counts its training, inference and scoring."
+    memory = np.array([cost.peak_memory_mb for cost in costs], dtype=np.float64)
+    seconds = [cost.seconds for cost in costs]
+    return about(run, [], protocol=said, step=steps, seed=seeds, seconds=seconds, peak_memory_mb=memory)
 
 
 def plot_cost(arrays: Arrays) -> Figure:

@@ -1,8 +1,7 @@
 """Scores as curves: Figure 2, the background threshold, and the paths of the learned mu and sigma."""
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsss_nb.counts import confusion_matrix, mean_iou
-from wsss_nb.run.run import NotInRun, Run
+from wsss_nb.run.run import Run
 from wsss_nb.show.panels import candidates
 from wsss_nb.show.paper import FIGURE_2_POINT, FIGURE_2_READING
 from wsss_nb.show.protocol import about, mean_and_spread, required, seeds_of, seeds_text
@@ -30,16 +29,14 @@ def collect_figure_2(run: Run) -> Arrays:
     """Scores of every CAM training: the points of the curves, and the baselines."""
     others = run.cams(on_curve=False)
     sweep = required(run.cams(on_curve=True), "cam: expected runs with a lambda")
-    return {
-        **about(run, [*sweep, *others]),
-        "lambda": np.array([cam.lam for cam in sweep], dtype=np.float64),
-        "fsl": np.array([cam.fsl for cam in sweep]),
-        "seed": np.array([cam.seed for cam in sweep]),
-        "baseline": np.array([cam.title for cam in others], dtype=np.str_),
-        "baseline_seed": np.array([cam.seed for cam in others], dtype=np.int64),
-        **{key: 100 * np.array([getattr(cam.scores, key) for cam in sweep]) for key in _SCORES},
-        **{f"baseline_{key}": 100 * np.array([getattr(cam.scores, key) for cam in others]) for key in _SCORES},
+    points = {key: 100 * np.array([getattr(cam.scores, key) for cam in sweep]) for key in _SCORES}
+    points |= {key: np.array([getattr(cam, key) for cam in sweep]) for key in ("fsl", "seed")}
+    points |= {f"baseline_{key}": 100 * np.array([getattr(cam.scores, key) for cam in others]) for key in _SCORES}
+    points |= {
+        "lambda": np.array([cam.lam for cam in sweep]),
+        "baseline": np.array([cam.title for cam in others], np.str_),
     }
+    return about(run, [*sweep, *others], **points, baseline_seed=np.array([cam.seed for cam in others], np.int64))
 
 
 def plot_figure_2(arrays: Arrays) -> Figure:
@@ -47,14 +44,13 @@ def plot_figure_2(arrays: Arrays) -> Figure:
     single = scalar(arrays, "width") == "single"
     figure, panels = begin_pair(arrays, 4.1 if single else 2.6, f"{_about_seeds(arrays)}{FIGURE_2_READING}")
     place, published = FIGURE_2_POINT
-    kinds = ((False, "without FSL", COLORS[0], "o", (0, (4, 1.5))), (True, "with FSL", COLORS[3], "s", "solid"))
+    kinds = {"without FSL": (COLORS[0], "o", (0, (4, 1.5))), "with FSL": (COLORS[3], "s", "solid")}
     star: dict[str, Any] = {"marker": "*", "markersize": 8, "markerfacecolor": "white", "markeredgecolor": "0.2"}
     for index, (axes, (key, title)) in enumerate(zip(panels, _SCORES.items(), strict=True)):
-        for fsl, name, color, marker, line in kinds:
+        for fsl, (name, look) in enumerate(kinds.items()):
             chosen = arrays["fsl"] == fsl
             if chosen.any():
-                look = {"color": color, "marker": marker, "linestyle": line}
-                _curve(axes, arrays["lambda"][chosen], arrays[key][chosen], name, look, side=1 if fsl else -1)
+                _curve(axes, arrays["lambda"][chosen], arrays[key][chosen], name, *look, side=2 * fsl - 1)
         for number, name in enumerate(dict.fromkeys(arrays["baseline"].tolist())):
             values = arrays[f"baseline_{key}"][arrays["baseline"] == name]
             dashes = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 3)), (0, (8, 2)))[number % 4]
@@ -81,7 +77,7 @@ def _about_seeds(arrays: Arrays) -> str:
     return f"{text}Marks: {seeds_of(counts)}. " if len(set(counts.values())) > 1 else text
 
 
-def _of_seeds(counts: list[int]) -> str:
+def _of_seeds(counts: Sequence[int] | Array) -> str:
     return f"{'mean ± s.d., ' if max(counts) > 1 else ''}{seeds_text(counts)}"
 
 
@@ -93,20 +89,16 @@ def _level(axes: Axes, values: Array, label: str, line: Any) -> None:
         axes.axhspan(mean - spread, mean + spread, color="0.35", alpha=0.13, linewidth=0, zorder=1.2)
 
 
-def _curve(axes: Axes, x: Array, y: Array, name: str, look: dict[str, Any], side: int) -> None:
+def _curve(axes: Axes, x: Array, y: Array, name: str, color: Any, marker: str, line: Any, side: int) -> None:
     """Mean and band over ``x``, or bars where two places or fewer make no curve.
 
     Single runs stand beside the mean, on the right (``side`` 1) or left (-1) of it.
     """
-    places = np.unique(x)
-    grouped = [y[x == place] for place in places]
-    mean = np.array([group.mean() for group in grouped])
-    spread = np.array([mean_and_spread(group)[1] for group in grouped], dtype=np.float64)
-    counts = [len(group) for group in grouped]
-    color, marker, is_curve = look["color"], look["marker"], len(places) > 2
-    line = look["linestyle"] if is_curve else "none"
-    label = f"{name} ({_of_seeds(counts)})"
-    axes.plot(places, mean, color=color, linestyle=line, marker=marker, markersize=4, label=label, zorder=3)
+    places, counts = np.unique(x, return_counts=True)
+    mean, spread = np.array([mean_and_spread(y[x == place]) for place in places]).T
+    label, is_curve = f"{name} ({_of_seeds(counts)})", len(places) > 2
+    look = {"color": color, "marker": marker, "linestyle": line if is_curve else "none"}
+    axes.plot(places, mean, **look, markersize=4, label=label, zorder=3)
     if is_curve:
         axes.fill_between(places, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
     else:
@@ -122,15 +114,11 @@ def _curve(axes: Axes, x: Array, y: Array, name: str, look: dict[str, Any], side
 def collect_mu_sigma(run: Run) -> Arrays:
     """(step, mu, sigma) of every training that learned them."""
     entries = [cam for cam in run.cams() if cam.fsl and len({(mu, sigma) for _, mu, sigma in cam.mu_sigma or []}) > 1]
-    if not entries:
-        raise NotInRun("results.json: cam: expected paths of a learned mu and sigma, got fixed ones or none")
-    return {
-        **about(run, []),
-        "variant": np.array([cam.title for cam in entries]),
-        "lambda": np.array([cam.lam for cam in entries], dtype=np.float64),
-        "seed": np.array([cam.seed for cam in entries]),
-        **{f"path_{index}": np.array(cam.mu_sigma, dtype=np.float64) for index, cam in enumerate(entries)},
-    }
+    required(entries, "cam: expected paths of a mu and sigma that were learned")
+    arrays: dict[str, Any] = {"lambda": np.array([cam.lam for cam in entries], dtype=np.float64)}
+    arrays |= {f"path_{index}": np.array(cam.mu_sigma, dtype=np.float64) for index, cam in enumerate(entries)}
+    arrays |= {"variant": [cam.title for cam in entries], "seed": [cam.seed for cam in entries]}
+    return about(run, [], **arrays)
 
 
 def plot_mu_sigma(arrays: Arrays) -> Figure:
@@ -173,9 +161,8 @@ def collect_background_threshold(run: Run) -> Arrays:
                 if shape != target.shape:
                     raise InputError(f"{name}.{suffix}: expected a map of size {target.shape}, got {shape}")
             by_rule[row] += confusion_matrix(label_map, target, k)
-            if classes.size == 0:
-                counts[row, 0, :, 0] += np.bincount(target[kept], minlength=k)
-                continue
+            if classes.size == 0:  # background without activation
+                classes, cam = np.zeros(1, dtype=np.int64), np.zeros((1, *target.shape), dtype=np.float32)
             strongest = classes[cam.argmax(axis=0)][kept]
             bins = np.clip((cam.max(axis=0)[kept] * _BINS).astype(np.int64), 0, _BINS - 1)
             pairs = (bins * k + target[kept]) * k + strongest
@@ -183,28 +170,19 @@ def collect_background_threshold(run: Run) -> Arrays:
     below = counts.cumsum(axis=1) - counts  # pixels whose activation lies under each threshold
     confusion = counts.sum(axis=1, keepdims=True) - below
     confusion[..., 0] += below.sum(axis=-1)
-    return {
-        **about(run, entries),
-        "variant": np.array(entries[0].title),
-        "threshold": np.arange(_BINS) / _BINS,
-        "seed": np.array([entry.seed for entry in entries]),
-        "miou": 100 * mean_iou(confusion),
-        "rule": np.array(str(entries[0].scores.protocol.get("background", ""))),
-        "rule_miou": 100 * mean_iou(by_rule),
-        "images": np.array(len(names)),
-        "val_images": np.array(len(run.val_names)),
-    }
+    found: dict[str, Any] = {"miou": 100 * mean_iou(confusion), "rule_miou": 100 * mean_iou(by_rule)}
+    found |= {"variant": entries[0].title, "rule": str(entries[0].scores.protocol.get("background", ""))}
+    found |= {"threshold": np.arange(_BINS) / _BINS, "seed": [entry.seed for entry in entries]}
+    return about(run, entries, **found, images=len(names), val_images=len(run.val_names))
 
 
 def plot_background_threshold(arrays: Arrays) -> Figure:
     """mIoU against the threshold, with the oracle's best and the run's own rule."""
     shown, everything = int(arrays["images"]), int(arrays["val_images"])
     part = "" if shown == everything else f" evenly spaced of {everything}"
-    extra = (
-        f"{scalar(arrays, 'variant')}; pixels whose largest foreground activation lies under the threshold "
-        f"are background; curve and rule on the same {shown} images{part}. "
-        "The oracle's best needs the ground truth: shown, never used."
-    )
+    extra = f"{scalar(arrays, 'variant')}; pixels whose largest foreground activation lies under the threshold "
+    extra += f"are background; curve and rule on the same {shown} images{part}. "
+    extra += "The oracle's best needs the ground truth: shown, never used."
     figure, _ = begin(arrays, 2.7 if scalar(arrays, "width") == "single" else 2.5, extra)
     axes = figure.subplots()
     x, count = arrays["threshold"], len(arrays["miou"])

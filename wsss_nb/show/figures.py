@@ -1,7 +1,5 @@
 """The registry of figures, and figures as files: drawn from arrays alone, with these and a manifest beside them."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
 from wsss_nb.run.run import NotInRun, NotOnThisMachine, Run
 from wsss_nb.show import classes, curves, panels
-from wsss_nb.show.style import WIDTHS, Arrays, Width, house_style, scalar
+from wsss_nb.show.style import WIDTHS, Arrays, house_style, scalar
 from wsss_nb.system.errors import InputError
 from wsss_nb.system.files import atomic_path, sha256_file, write_json
 
@@ -33,6 +32,7 @@ _METADATA = {  # left out: dates, and who drew it with what
 }
 FORMATS = tuple(_METADATA)
 """Formats a figure is saved in."""
+_TITLES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("titles.yaml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FigureSpec:
         """What it shows, in a few words; also its alternative text."""
         return _TITLES[self.name]
 
-    def __call__(self, run: Run, *, width: Width = "double", **options: Any) -> tuple[Figure, Arrays]:
+    def __call__(self, run: Run, *, width: str = "double", **options: Any) -> tuple[Figure, Arrays]:
         """Draw the figure of a run.
 
         Args:
@@ -81,7 +81,7 @@ class FigureSpec:
             raise ValueError(f"width: expected one of {sorted(WIDTHS)}, got {width!r}")
         return self.draw(self.collect(run, **options), width)
 
-    def draw(self, collected: Arrays, width: Width) -> tuple[Figure, Arrays]:
+    def draw(self, collected: Arrays, width: str) -> tuple[Figure, Arrays]:
         """The figure in one size, and its arrays with name and size among them."""
         arrays = {**collected, "figure": np.array(self.name), "width": np.array(width)}
         return self.redraw(arrays), arrays
@@ -101,38 +101,21 @@ class FigureSpec:
     def facts(self, arrays: Arrays) -> dict[str, Any]:
         """What a manifest says of the figure."""
         said = {key: scalar(arrays, key) for key in ("figure", "width", "note", "protocol")}
-        said |= {key: getattr(self, key) for key in ("title", "shows_images", "measured")}
-        return {**said, "name": self.file_name(said["width"])}
+        own = {key: getattr(self, key) for key in ("title", "shows_images", "measured")}
+        return {**said, **own, "name": self.file_name(said["width"])}
 
 
-_TITLES = {
-    "figure_1": "CAM comparison: input, pseudo-labels by max pooling, sampling, sampling + FSL and SEAM, ground truth",
-    "figure_2": "Area mIoU and contour F-score against lambda, with and without the feature similarity loss",
-    "figure_3": "Qualitative results: input, foreground activations, CAM pseudo-labels, final segmentation, ground truth",
-    "per_class": "IoU and contour F-score of every class",
-    "confusion": "Confusion matrix",
-    "background_threshold": "Area mIoU against a fixed background threshold, with the oracle's best",
-    "mu_sigma": "Paths of the learned mu and sigma",
-    "coverage": "How much of the head, the body and the background is right",
-    "gallery": "Best, median and worst val images",
-    "cost": "Time and memory of each stage",
-}
-
-FIGURES: dict[str, FigureSpec] = {
-    spec.name: spec
-    for spec in (
-        FigureSpec("figure_1", panels.collect_figure_1, panels.plot_panels, shows_images=True),
-        FigureSpec("figure_2", curves.collect_figure_2, curves.plot_figure_2),
-        FigureSpec("figure_3", panels.collect_figure_3, panels.plot_panels, shows_images=True),
-        FigureSpec("per_class", classes.collect_per_class, classes.plot_per_class),
-        FigureSpec("confusion", classes.collect_confusion, classes.plot_confusion),
-        FigureSpec("background_threshold", curves.collect_background_threshold, curves.plot_background_threshold),
-        FigureSpec("mu_sigma", curves.collect_mu_sigma, curves.plot_mu_sigma),
-        FigureSpec("coverage", classes.collect_coverage, classes.plot_coverage),
-        FigureSpec("gallery", panels.collect_gallery, panels.plot_panels, shows_images=True),
-        FigureSpec("cost", classes.collect_cost, classes.plot_cost, measured=True),
-    )
-}
+_SPECS = (
+    FigureSpec("figure_1", panels.collect_figure_1, panels.plot_panels, shows_images=True), FigureSpec("figure_2",
+    curves.collect_figure_2, curves.plot_figure_2), FigureSpec("figure_3", panels.collect_figure_3, panels.plot_panels,
+    shows_images=True), FigureSpec("per_class", classes.collect_per_class, classes.plot_per_class),
+    FigureSpec("confusion", classes.collect_confusion, classes.plot_confusion), FigureSpec("background_threshold",
+    curves.collect_background_threshold, curves.plot_background_threshold), FigureSpec("mu_sigma",
+    curves.collect_mu_sigma, curves.plot_mu_sigma), FigureSpec("coverage", classes.collect_coverage,
+    classes.plot_coverage), FigureSpec("gallery", panels.collect_gallery, panels.plot_panels, shows_images=True),
+    FigureSpec("cost", classes.collect_cost, classes.plot_cost, measured=True)
+)  # fmt: skip
+FIGURES = {spec.name: spec for spec in _SPECS}
 """Every figure by name, in the order of notebook 07."""
 
 
@@ -150,9 +133,8 @@ def make_figure(name: str, run: Run, folder: str | Path, manifest: Mapping[str, 
         NotOnThisMachine: it does, but a file of the run or its data set is missing.
         InputError: a file of the run is broken, the folder is not writable, or the name is unknown.
     """
-    if name not in FIGURES:
+    if (spec := FIGURES.get(name)) is None:
         raise InputError(f"figure: expected one of {', '.join(FIGURES)}, got {name!r}")
-    spec = FIGURES[name]
     with removing(Path(folder), map(spec.file_name, WIDTHS), FORMATS):
         collected = spec.collect(run, **options)
     drawn = [spec.draw(collected, width) for width in WIDTHS]
@@ -167,10 +149,9 @@ def removing(folder: Path, names: Iterable[str], formats: tuple[str, ...]) -> It
     """Remove the files of a figure or table if the run turns out to hold no numbers for it."""
     try:
         yield
-    except NotOnThisMachine:
-        raise
-    except NotInRun:
-        remove_files(*(folder / f"{name}.{suffix}" for name in names for suffix in (*formats, "npz", "json")))
+    except NotInRun as error:
+        if not isinstance(error, NotOnThisMachine):
+            remove_files(*(folder / f"{name}.{suffix}" for name in names for suffix in (*formats, "npz", "json")))
         raise
 
 

@@ -1,7 +1,5 @@
 """Pictures of images beside label maps: Figure 1, Figure 3 and the gallery, and which images they show."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 from wsss_nb.counts import confusion_matrix, mean_iou
-from wsss_nb.data.palette import colorize
+from wsss_nb.data.voc import colorize
 from wsss_nb.run.results import CamResult, StageResult
 from wsss_nb.run.run import Run
 from wsss_nb.show.protocol import about, required
@@ -59,22 +57,19 @@ def image_scores(run: Run, entries: Sequence[Entry], names: Sequence[str]) -> Ar
             void alone.
     """
     k = len(run.classes)
-    scores = np.empty((len(entries), len(names)))
-    total = np.zeros((len(entries), k, k), dtype=np.int64)
+    confusion = np.zeros((len(entries), len(names), k, k), dtype=np.int64)
     for column, name in enumerate(names):
         target = run.dataset.mask(name)
         for row, entry in enumerate(entries):
             prediction = run.label_map(entry, name)
             if prediction.shape != target.shape:
                 raise InputError(f"{entry.folder}/{name}.png: expected size {target.shape}, got {prediction.shape}")
-            confusion = confusion_matrix(prediction, target, k)
-            scores[row, column] = mean_iou(confusion)
-            total[row] += confusion
-    if sorted(names) == sorted(run.val_names):
-        for entry, confusion in zip(entries, total, strict=True):
-            if not np.array_equal(confusion, entry.scores.confusion):
-                masks = f"the masks that {entry.folder} was scored on"
-                raise InputError(f"data_root: expected {masks}, got others ({run.dataset.root})")
+            confusion[row, column] = confusion_matrix(prediction, target, k)
+    for entry, total in zip(entries, confusion.sum(axis=1), strict=True):
+        if sorted(names) == sorted(run.val_names) and not np.array_equal(total, entry.scores.confusion):
+            masks = f"the masks that {entry.folder} was scored on"
+            raise InputError(f"data_root: expected {masks}, got others ({run.dataset.root})")
+    scores = mean_iou(confusion)
     if not np.isfinite(scores).any():
         raise InputError(f"{run.dataset.root}: expected val masks with labelled pixels, got void alone")
     return scores
@@ -86,17 +81,14 @@ def typical(run: Run, values: Array, names: Sequence[str], count: int) -> tuple[
     Among the nearest fifth (at least twice ``count``), nearest first, an image that shows a class not shown
     yet goes before the others; nothing else, in particular not the value's sign or size, plays a part.
     """
-    order = np.argsort(np.abs(values - np.nanmedian(values)), kind="stable")
-    order = order[np.isfinite(values[order])]
+    order = np.argsort(np.abs(values - np.nanmedian(values)), kind="stable")[: np.isfinite(values).sum()]
     near = [names[i] for i in order[: max(2 * count, len(names) // 5)]]
-    shown: set[int] = set()
-    fresh = []
+    shown, fresh = {0, VOID}, []
     for name in near:
-        found = set(np.unique(run.dataset.mask(name)).tolist()) - {0, VOID}
-        if found - shown:
-            fresh.append(name)
-            shown |= found
-    return [*fresh, *(name for name in near if name not in fresh)][:count], len(near)
+        found = set(np.unique(run.dataset.mask(name)).tolist())
+        fresh += [name] if found - shown else []
+        shown |= found
+    return sorted(near, key=lambda name: name not in fresh)[:count], len(near)
 
 
 def compared_cams(run: Run) -> dict[str, list[CamResult]]:
@@ -104,10 +96,8 @@ def compared_cams(run: Run) -> dict[str, list[CamResult]]:
     ours = run.cams(run.ours)
     lam = ours[0].lam if ours else 1.0
     points = [(0.0, False), *([] if lam is None else [(lam, False), (lam, True)])]
-    compared: dict[str, list[CamResult]] = {}
-    for point in dict.fromkeys(points):
-        cams = [cam for cam in run.cams(on_curve=True) if (cam.lam, cam.fsl) == point]
-        compared[cams[0].title if cams else lambda_variant(*point).title] = cams
+    found = {point: [cam for cam in run.cams(on_curve=True) if (cam.lam, cam.fsl) == point] for point in points}
+    compared = {cams[0].title if cams else lambda_variant(*point).title: cams for point, cams in found.items()}
     return compared if lam is not None else {**compared, ours[0].title: ours}
 
 
@@ -143,20 +133,16 @@ def collect_figure_3(run: Run, names: Sequence[str] | None = None, rows: int = 4
 def collect_gallery(run: Run, rows: int = 2) -> Arrays:
     """The best, the median and the worst images of our last stage (first seed)."""
     last = next((found[0] for stage in reversed(STAGES) if (found := run.stages(stage))), None)
-    entry = required(last, "expected label maps of our method")
-    pool = candidates(run)
+    entry, pool = required(last, "expected label maps of our method"), candidates(run)
     scores = image_scores(run, [entry], pool)[0]
-    order = np.argsort(scores, kind="stable")
-    order = order[np.isfinite(scores[order])]  # a mask that is void alone gives no score
+    order = np.argsort(scores, kind="stable")[: np.isfinite(scores).sum()]  # void alone gives no score, and comes last
     rows = min(rows, max(1, len(order) // 3))
     middle = max(0, (len(order) - rows) // 2)
     groups = {"best": order[::-1][:rows], "median": order[middle : middle + rows], "worst": order[:rows]}
     names = [pool[i] for group in groups.values() for i in group]
-    title = {"cam": "CAM pseudo-labels", "affinitynet": "AffinityNet pseudo-labels", "deeplab": "DeepLab"}
-    chosen = f"{title[entry.stage]}: best, median and worst mIoU of {len(order)} images."
-    arrays = _panels(run, {"prediction": entry}, names, chosen)
-    arrays["groups"] = np.array([group for group, found in groups.items() for _ in found])
-    return arrays
+    title = {"cam": "CAM pseudo-labels", "affinitynet": "AffinityNet pseudo-labels", "deeplab": "DeepLab"}[entry.stage]
+    chosen = f"{title}: best, median and worst mIoU of {len(order)} images."
+    return _panels(run, {"prediction": entry}, names, chosen, groups=[group for group in groups for _ in groups[group]])
 
 
 def _rows(
@@ -175,20 +161,18 @@ def _rows(
     return names, f"Rows: from the {near_text}, one per class first."
 
 
-def _panels(run: Run, columns: Mapping[str, Entry | _Reader | None], names: Sequence[str], chosen: str) -> Arrays:
+def _panels(
+    run: Run, columns: Mapping[str, Entry | _Reader | None], names: Sequence[str], chosen: str, **more: Any
+) -> Arrays:
     """The arrays of `plot_panels`: input, the columns (None: was not run) and ground truth of each image."""
     entries = [column for column in columns.values() if isinstance(column, Entry)]
     readers = [partial(run.label_map, column) if isinstance(column, Entry) else column for column in columns.values()]
     titles = ["input", *columns, "ground truth"]
     seeds = " and ".join(map(str, sorted({entry.seed for entry in entries})))
-    arrays: Arrays = {
-        **about(run, entries),
-        "chosen": np.array(f"{chosen} Seed {seeds}. White on black: mIoU of that image in percent."),
-        "classes": np.array(run.classes),
-        "names": np.array(names),
-        "columns": np.array(titles),
-        "score": np.full((len(names), len(titles)), np.nan),
-    }
+    chosen = f"{chosen} Seed {seeds}. White on black: mIoU of that image in percent."
+    score = np.full((len(names), len(titles)), np.nan)
+    more |= {"chosen": chosen, "classes": run.classes, "names": names, "columns": titles, "score": score}
+    arrays = about(run, entries, **more)
     for row, name in enumerate(names):
         if run.val_names and name not in run.val_names:
             raise InputError(f"names: expected images of the val split, got {name!r}")
@@ -200,15 +184,14 @@ def _panels(run: Run, columns: Mapping[str, Entry | _Reader | None], names: Sequ
             if panel.shape[:2] != mask.shape:
                 raise InputError(f"{name}: expected pictures of size {mask.shape}, got {panel.shape[:2]}")
             if 0 < column < len(titles) - 1 and panel.dtype == np.uint8:
-                arrays["score"][row, column] = 100 * mean_iou(confusion_matrix(panel, mask, len(run.classes)))
+                score[row, column] = 100 * mean_iou(confusion_matrix(panel, mask, len(run.classes)))
     return arrays
 
 
 def plot_panels(arrays: Arrays) -> Figure:
     """A row for each image, a column for each kind of picture; the groups of a gallery stand side by side."""
     classes, columns = arrays["classes"].tolist(), arrays["columns"].tolist()
-    rows = len(arrays["names"])
-    width = WIDTHS[scalar(arrays, "width")]  # type: ignore[index]
+    rows, width = len(arrays["names"]), WIDTHS[scalar(arrays, "width")]
     groups = arrays["groups"].tolist() if "groups" in arrays else []
     order = np.arange(rows)[:, None]  # index of each picture row by (line, block)
     if groups and width > WIDTHS["single"]:
@@ -268,12 +251,13 @@ def _draw_panel(axes: Axes, arrays: Arrays, row: int, column: int, height: float
         axes.set_facecolor("0.95")
         axes.text(0.5, 0.5, "not run", ha="center", va="center", color="0.35", transform=axes.transAxes)
         return
+    score = arrays["score"][row, column]
     if panel.dtype.kind == "f":
         axes.imshow(panel.astype(np.float32), vmin=0, vmax=1, cmap=_ACTIVATIONS)
+    elif panel.ndim == 3:
+        axes.imshow(panel, interpolation="nearest")
     else:
-        axes.imshow(panel if panel.ndim == 3 else colorize(panel), interpolation="nearest")
-    score = arrays["score"][row, column]
-    if panel.dtype == np.uint8 and panel.ndim == 2:
+        axes.imshow(colorize(panel), interpolation="nearest")
         corner = (0.04 + 0.13 / height, 0.03 + 0.18 / width) if np.isfinite(score) else (0, 0)
         _number_regions(axes, panel, corner)
     if np.isfinite(score):
@@ -303,22 +287,18 @@ def _number_regions(axes: Axes, label_map: Array, score: tuple[float, float]) ->
 
 def _row_names(arrays: Arrays, groups: Sequence[str], height: float) -> tuple[list[str], float]:
     """The classes of each row's image, in at most two lines that fit ``height`` inches, and their size."""
-    classes = arrays["classes"]
+    classes, last = arrays["classes"].tolist(), len(arrays["columns"]) - 1
     rows = []
     for row in range(len(arrays["names"])):
-        mask = arrays[f"panel_{row}_{len(arrays['columns']) - 1}"]
-        found = [str(classes[label]) for label in np.unique(mask) if 0 < label < len(classes)]
-        rows.append([*groups[row : row + 1], " + ".join(found)])
-    longest = max(1, *(len(line) for lines in rows for line in lines))
+        found = [classes[label] for label in np.unique(arrays[f"panel_{row}_{last}"]) if 0 < label < len(classes)]
+        rows.append("\n".join([*groups[row : row + 1], " + ".join(found)]))
+    longest = max(1, *map(len, "\n".join(rows).split("\n")))
     if not groups and 0.62 * 6 * longest > 72 * height:  # does not fit at 6 points
-        for lines in rows:
-            first, plus, rest = lines[0].partition(" + ")
-            lines[:] = [f"{first} +", rest] if plus else [first]
-        longest = max(1, *(len(line) for lines in rows for line in lines))
-    deep = max(map(len, rows)) > 1
-    size = float(np.clip(72 * height / (0.62 * longest), 3.8, 5.5 if deep else 6.5))
+        rows = [text.replace(" + ", " +\n", 1) for text in rows]
+        longest = max(1, *map(len, "\n".join(rows).split("\n")))
+    size = float(np.clip(72 * height / (0.62 * longest), 3.8, 5.5 if "\n" in "".join(rows) else 6.5))
     fit = int(72 * height / (0.62 * size))
-    cut = [[line if len(line) <= fit else f"{line[: fit - 1]}…" for line in lines] for lines in rows]
+    cut = [[line if len(line) <= fit else f"{line[: fit - 1]}…" for line in text.split("\n")] for text in rows]
     return ["\n".join(lines) for lines in cut], size
 
 
@@ -329,7 +309,6 @@ def _activation_scale(figure: Figure, bottom: float) -> None:
     bar = figure.colorbar(colors, cax=axes, orientation="horizontal", ticks=[0, 0.5, 1], format="%g")
     bar.outline.set_linewidth(0.4)
     axes.tick_params(labelsize=6, length=2, pad=1)
-    text, size = "foreground activation, largest over the image's classes; the same scale in every picture", 6.0
-    if width <= WIDTHS["single"]:
-        text, size = text.replace(", ", ",\n", 1).replace("; ", ";\n"), 5.5
+    size, stop = (5.5, "\n") if width <= WIDTHS["single"] else (6.0, " ")
+    text = f"foreground activation,{stop}largest over the image's classes;{stop}the same scale in every picture"
     figure.text(1.82 / width, (bottom + 0.2) / height, text, fontsize=size, va="center", linespacing=1.1)

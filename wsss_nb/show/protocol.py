@@ -1,8 +1,7 @@
 """What figures and tables say about their numbers: the protocol, the number of seeds, mean and deviation."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,24 +17,20 @@ Found = TypeVar("Found")
 _SWITCHES: dict[str, tuple[str, str]] = {  # what a true and a false value are called
     "crf": ("CRF", "no CRF"),
     "flips": ("with flips", "no flips"),
-    "flip": ("with flips", "no flips"),
     "image_labels": ("image labels used", "no image labels used"),
     "max_normalized": ("maps divided by their maximum", "maps not divided by their maximum"),
 }
 _PHRASES = {
-    "split": "{} split",
-    "images": "{} images",
-    "background": "background rule {}",
-    "void": "void {} in contour F",
-    "crf": "CRF {}",
-}
-_VALUES = {("void", "background"): "as background"}
+    "split": "{} split", "images": "{} images", "background": "background rule {}", "void": "void {} in contour F",
+    "crf": "CRF {}"
+}  # fmt: skip
 _UNTOLD = {"seed", "seeds", "stage"}  # counted, or named by the figure itself
 
 
-def about(run: Run, entries: Sequence[CamResult | StageResult]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays with which every figure starts: what its data and the protocol of its scores are."""
-    return {"note": np.array(run.note), "protocol": np.array(shared_protocol(entries, run) if entries else "")}
+def about(run: Run, entries: Sequence[CamResult | StageResult], **arrays: Any) -> dict[str, npt.NDArray[Any]]:
+    """A figure's arrays: what its data and the protocol of its scores are, and ``arrays``."""
+    said = {"note": run.note, "protocol": shared_protocol(entries, run) if entries else ""}
+    return {name: np.asarray(value) for name, value in {**said, **arrays}.items()}
 
 
 def required(found: Found | None, expected: str) -> Found:
@@ -61,7 +56,7 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
         if key in _SWITCHES and (isinstance(value, bool) or value is None):
             words.append(_SWITCHES[key][0 if value else 1])
         elif value is not None and value != "":
-            text = _VALUES.get((key, str(value)), _plain(value))
+            text = "as background" if (key, value) == ("void", "background") else _plain(value)
             words.append(_PHRASES.get(key, key.replace("_", " ") + " {}").format(text))
     return ", ".join(words)
 
@@ -88,7 +83,7 @@ def shared_protocol(entries: Sequence[CamResult | StageResult], run: Run) -> str
         'Protocol: val split, 150 images, scales 1; CAMs: no CRF; DeepLab-v1: CRF.'
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in sorted(entries, key=_protocol_order):  # whichever was scored first
+    for entry in sorted(entries, key=_place):  # whichever was scored first
         title = STAGE_TITLES[getattr(entry, "stage", "cam")].removeprefix("+ ")
         groups.setdefault(f"{title} of SEAM" if entry.variant == SEAM else title, []).append(entry.scores.protocol)
     everything = [protocol for group in groups.values() for protocol in group]
@@ -97,10 +92,9 @@ def shared_protocol(entries: Sequence[CamResult | StageResult], run: Run) -> str
     for key in keys:
         if len({_plain(protocol.get(key)) for protocol in everything}) == 1:
             common[key] = everything[0].get(key)
-        if key == "split" and run.results.data.val is not None:
+        if key == "split":
             common.setdefault("images", run.results.data.val)
-    if run.backbone:
-        common["backbone"] = run.backbone
+    common["backbone"] = run.backbone
     differing: dict[str, list[str]] = {}  # what differs, and where
     for title, group in groups.items():
         own: dict[str, Any] = {}
@@ -109,14 +103,12 @@ def shared_protocol(entries: Sequence[CamResult | StageResult], run: Run) -> str
             if values and key not in common:
                 own[key] = group[0].get(key) if len(values) == 1 else " or ".join(values)
         differing.setdefault(describe_protocol(own), []).append(title)
-    parts = [describe_protocol(common)]
-    parts += [f"{', '.join(titles)}: {text}" for text, titles in differing.items() if text]
-    return f"Protocol: {'; '.join(part for part in parts if part)}."
+    parts = [f"{', '.join(titles)}: {text}" for text, titles in differing.items() if text]
+    return f"Protocol: {'; '.join(filter(None, [describe_protocol(common), *parts]))}."
 
 
-def _protocol_order(entry: CamResult | StageResult) -> tuple[object, ...]:
-    stage = STAGES.index(entry.stage) if isinstance(entry, StageResult) else -1
-    return (stage, entry.variant == SEAM, entry.variant, entry.seed)
+def _place(entry: CamResult | StageResult) -> tuple[object, ...]:
+    return STAGES.index(getattr(entry, "stage", "cam")), entry.variant == SEAM, entry.variant, entry.seed
 
 
 def mean_and_spread(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -124,20 +116,15 @@ def mean_and_spread(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], 
 
     The deviation of fewer than two values is NaN, the mean of none as well.
     """
-    values = np.asarray(values, dtype=np.float64)
-    count = np.isfinite(values).sum(axis=0)
-    total = np.nansum(values, axis=0)
-    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    squares = np.nansum((values - mean) ** 2, axis=0)
-    return mean, np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where there is nothing to average
+        return np.nanmean(values, axis=0), np.nanstd(values, axis=0, ddof=1)
 
 
-def seeds_text(counts: Iterable[int]) -> str:
+def seeds_text(counts: Collection[int]) -> str:
     """ "3 seeds", "1 seed", or "1 to 3 seeds" where the counts differ."""
-    numbers = sorted(set(counts))
-    if len(numbers) > 1:
-        return f"{numbers[0]} to {numbers[-1]} seeds"
-    return f"{numbers[0]} seed" if numbers == [1] else f"{numbers[0] if numbers else 0} seeds"
+    few, many = min(counts), max(counts)
+    return f"{few} to {many} seeds" if few < many else f"{few} seed{'s' if few > 1 else ''}"
 
 
 def seeds_of(counts: Mapping[str, int]) -> str:

@@ -1,12 +1,11 @@
 """How every figure looks: sizes, fonts, colours, legends, and the foot that says what its data are."""
 
-from __future__ import annotations
-
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy.typing as npt
@@ -16,48 +15,28 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from wsss_nb.data.palette import voc_colormap
+from wsss_nb.data.voc import voc_colormap
 from wsss_nb.system.config import VOID
 
-__all__ = ["COLORS", "MARKERS", "WIDTHS", "Array", "Arrays", "Width", "begin", "begin_pair", "class_legend", "house_style",
+__all__ = ["COLORS", "MARKERS", "WIDTHS", "Array", "Arrays", "begin", "begin_pair", "class_legend", "house_style",
            "legend_height", "letter", "scalar", "top_legend"]  # fmt: skip
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-Width = Literal["single", "double"]
 
-WIDTHS: dict[Width, float] = {"double": 7.0, "single": 3.39}
+WIDTHS = {"double": 7.0, "single": 3.39}
 """Inches of two and of one column of the paper's style (178 and 86 mm)."""
 
-COLORS: list[tuple[float, float, float]] = list(seaborn.color_palette("colorblind"))
+COLORS = list(seaborn.color_palette("colorblind"))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _GREY, _WARNING = "0.4", (0.60, 0.12, 0.0)
 _FOOT, _FOOT_LINE = 6.0, 0.115  # points, inches
 _CLASS_LEGEND, _TOP_LEGEND = (0.27, 0.062), (0.42, 0.051)  # inches of an entry's symbol, and of a letter
 
-_RC: dict[Any, dict[str, Any]] = {
-    "font": {"family": "DejaVu Sans", "size": 7.5},
-    "text": {"parse_math": False},  # a class or a folder called "c$$_%" is text
-    "axes": {"titlesize": 8, "labelsize": 7.5, "linewidth": 0.6, "grid": True, "axisbelow": True},
-    "axes.spines": {"top": False, "right": False},
-    "grid": {"color": "0.9", "linewidth": 0.5},
-    ("xtick", "ytick"): {"labelsize": 7, "major.width": 0.6},
-    "legend": {"fontsize": 6.5, "frameon": False},
-    "lines": {"linewidth": 1.3, "markersize": 4.5},
-    ("savefig", "figure"): {"dpi": 300},
-    "pdf": {"fonttype": 42},
-    "svg": {"fonttype": "path", "hashsalt": "wsss-nb"},
-}
 
-
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Matplotlib's defaults with our settings, whatever the user's own configuration says."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        for group, settings in _RC.items():
-            matplotlib.rc(group, **settings)
-        yield
+    return matplotlib.rc_context(fname=Path(__file__).with_name("wsss_nb.mplstyle"))
 
 
 def scalar(arrays: Arrays, name: str) -> str:
@@ -77,10 +56,9 @@ def begin(arrays: Arrays, height: float, extra: str = "", layout: bool = True) -
     Returns:
         The figure and the height of its foot in inches.
     """
-    width = WIDTHS[scalar(arrays, "width")]  # type: ignore[index]
-    note, protocol = scalar(arrays, "note"), scalar(arrays, "protocol")
+    width, note = WIDTHS[scalar(arrays, "width")], scalar(arrays, "note")
     characters = int((width - 0.1) / 0.0455)
-    lines = [line for text in (extra, protocol) for line in textwrap.wrap(text, characters)]
+    lines = [line for text in (extra, scalar(arrays, "protocol")) for line in textwrap.wrap(text, characters)]
     foot = 0.06 + _FOOT_LINE * len(lines) + (0.15 if note else 0.0)
     total = height + foot
     figure = Figure(figsize=(width, total))
@@ -110,7 +88,7 @@ def begin_pair(
         by_row: both panels list the same rows; otherwise they have the same x axis.
     """
     if legend:
-        columns = _columns(legend, WIDTHS[scalar(arrays, "width")] - 0.2, *_TOP_LEGEND)  # type: ignore[index]
+        columns = _columns(legend, WIDTHS[scalar(arrays, "width")] - 0.2, *_TOP_LEGEND)
         height += 0.08 + 0.14 * math.ceil(len(legend) / columns)
     figure, _ = begin(arrays, height, extra)
     single = scalar(arrays, "width") == "single"

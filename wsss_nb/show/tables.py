@@ -8,8 +8,6 @@ All scores are percent; a difference is this run minus the paper.
     >>> print(table_1(load_run("runs/quick")).to_markdown())  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import html
 import itertools
 import math
@@ -26,7 +24,7 @@ from pandas.io.formats.style import Styler
 
 from wsss_nb.run.results import CamResult, StageResult
 from wsss_nb.run.run import Run
-from wsss_nb.show.classes import collect_cost
+from wsss_nb.show.classes import PARTS, collect_cost
 from wsss_nb.show.figures import removing, write_set
 from wsss_nb.show.paper import METHODS, SOURCE, TABLE_1, TABLE_1_PROTOCOL, TABLE_2, TABLE_2_PROTOCOL
 from wsss_nb.show.protocol import mean_and_spread, required, seeds_text, shared_protocol
@@ -39,7 +37,6 @@ __all__ = ["TABLES", "Column", "Table", "make_table", "table_1", "table_2", "tab
 Kind = Literal["text", "number", "signed", "count", "whole", "share"]  # a count is whole, "whole" is only shown so
 _MINUS = "\N{MINUS SIGN}"
 _FORMATS: dict[Kind, str] = {"number": ".1f", "signed": "+.1f", "count": ".0f", "whole": ".0f", "share": ".2f"}
-_TEXTS = ("csv", "md", "tex")
 _METRICS = {"miou": "Area mIoU", "contour_f": "Contour F"}
 
 
@@ -78,37 +75,33 @@ class Table:
         """Everything the table is made of, numbers at full precision; `from_arrays` undoes it."""
         made: Arrays = {name: np.array(getattr(self, name)) for name in ("name", "caption", "note")}
         made |= {name: np.array([getattr(column, name) for column in self.columns]) for name in Column._fields}
+        rows, keys = zip(*sorted(self.bold), strict=True) if self.bold else ((), ())
+        made |= {"bold_row": np.array(rows, dtype=np.int64), "bold_key": np.array(keys, dtype=np.str_)}
         made["notes"] = np.array(self.notes, dtype=np.str_)
-        made["bold_row"] = np.array([row for row, _ in sorted(self.bold)], dtype=np.int64)
-        made["bold_key"] = np.array([key for _, key in sorted(self.bold)], dtype=np.str_)
-        for column in self.columns:
-            dtype = np.str_ if column.kind == "text" else None
-            made[f"column_{column.key}"] = self.frame[column.key].to_numpy(dtype=dtype)
-        return made
+        texts = {column.key: np.str_ if column.kind == "text" else None for column in self.columns}
+        return made | {f"column_{key}": self.frame[key].to_numpy(dtype=dtype) for key, dtype in texts.items()}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Table:
+    def from_arrays(cls, arrays: Arrays) -> "Table":
         """The table of `arrays`.
 
         Raises:
             KeyError, ValueError: the arrays are not those of a table.
         """
-        columns = [Column(*values) for values in zip(*(arrays[name].tolist() for name in Column._fields), strict=True)]
+        lists = {name: array.tolist() for name, array in arrays.items()}
+        columns = [Column(*values) for values in zip(*(lists[name] for name in Column._fields), strict=True)]
         frame = pd.DataFrame({column.key: arrays[f"column_{column.key}"] for column in columns})
-        bold = frozenset(zip(arrays["bold_row"].tolist(), arrays["bold_key"].tolist(), strict=True))
-        name, caption, note = (scalar(arrays, key) for key in ("name", "caption", "note"))
-        return cls(name, caption, frame, columns, arrays["notes"].tolist(), bold, note)
+        bold = frozenset(zip(lists["bold_row"], lists["bold_key"], strict=True))
+        return cls(lists["name"], lists["caption"], frame, columns, lists["notes"], bold, lists["note"])
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the table."""
+        """What a manifest says of the table; times and memory are measured, no two runs share them."""
         said = {"table": self.name, "name": self.name, "title": self.caption, "note": self.note}
-        measured = self.name == "table_cost"  # times and memory, which no two runs share
-        return {**said, "protocol": " ".join(self.notes), "shows_images": False, "measured": measured}
+        return {**said, "protocol": " ".join(self.notes), "shows_images": False, "measured": self.name == "table_cost"}
 
     def files(self) -> dict[str, bytes]:
         """The table as CSV, Markdown and LaTeX, by suffix."""
-        texts = (self.to_csv(), self.to_markdown(), self.to_latex())
-        return {suffix: text.encode() for suffix, text in zip(_TEXTS, texts, strict=True)}
+        return {"csv": self.to_csv().encode(), "md": self.to_markdown().encode(), "tex": self.to_latex().encode()}
 
     def shown(self, escape: Callable[[str], str] = str, bold: str = "{}") -> pd.DataFrame:
         """The table as readers see it: cells as escaped text, empty where nothing was run, columns by (group, header)."""
@@ -143,10 +136,9 @@ class Table:
         sides = "".join("l" if column.kind == "text" else "r" for column in self.columns)
         frame = self.shown(_latex, r"\textbf{{{}}}")
         table = frame.to_latex(index=False, escape=False, column_format=sides, multicolumn_format="c")
-        rules = ""  # under the groups' names
-        for group, found in itertools.groupby(enumerate(self.columns, start=1), key=lambda item: item[1].group):
-            places = [place for place, _ in found]
-            rules += rf"\cmidrule(lr){{{places[0]}-{places[-1]}}}" if group else ""
+        groups = [column.group for column in self.columns]
+        spans = [(groups.index(g) + 1, groups.index(g) + groups.count(g)) for g in dict.fromkeys(groups) if g]
+        rules = "".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in spans)  # under the groups' names
         table = table.replace("\\\\\n", f"\\\\\n{rules}\n", 1) if rules else table
         box = "\n".join(rf"{{\footnotesize {_latex(note)}\par}}" for note in self.notes)
         return (
@@ -158,12 +150,12 @@ class Table:
     def styled(self) -> Styler:
         """The frame as readers see it, for a notebook."""
         frame = self.shown(html.escape, "<b>{}</b>")
-        styles: list[Any] = [{"selector": "caption", "props": "caption-side: bottom; text-align: left"}]
-        styles.append({"selector": "th, td", "props": "padding: 0.15em 0.6em; text-align: center"})
+        props = {"caption": "caption-side: bottom; text-align: left"}
+        props["th, td"] = "padding: 0.15em 0.6em; text-align: center"
         for number, column in enumerate(self.columns):
-            selector = f"td.col{number}, th.col_heading.level{frame.columns.nlevels - 1}.col{number}"
-            side = "left" if column.kind == "text" else "right"
-            styles.append({"selector": selector, "props": f"text-align: {side}"})
+            cells = f"td.col{number}, th.col_heading.level{frame.columns.nlevels - 1}.col{number}"
+            props[cells] = f"text-align: {'left' if column.kind == 'text' else 'right'}"
+        styles: list[Any] = [{"selector": cells, "props": props[cells]} for cells in props]
         caption = "<br>".join([f"<b>{html.escape(self.caption)}</b>", *map(html.escape, self.notes)])
         styler = frame.style.hide(axis="index").set_uuid(self.name).set_table_styles(styles).set_caption(caption)
         return styler.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')  # a dollar is a dollar
@@ -200,11 +192,11 @@ def table_1(run: Run) -> Table:
     rows: list[dict[str, Any]] = []
     used: list[StageResult] = []
     for (stage, method), published in TABLE_1.items():
-        entries = run.stages(stage, _variant(run, method))
+        entries = run.stages(stage, SEAM if method == "seam" else run.ours)
         used += entries
         row: dict[str, Any] = {"stage": STAGE_TITLES[stage], "method": METHODS[method], "seeds": len(entries) or np.nan}
         for metric in _METRICS:
-            row |= _compared(metric, metric, entries, getattr(published, metric))
+            row |= _statistics(metric, metric, entries, getattr(published, metric))
         rows.append(row)
     frame = pd.DataFrame(rows)
     columns = [Column("stage", "Stage", "text"), Column("method", "Method", "text")]
@@ -214,9 +206,8 @@ def table_1(run: Run) -> Table:
         columns += [Column(f"run_{metric}_sd", "s.d.", group=group)]
         columns += [Column(f"difference_{metric}", "difference", "signed", group)]
         for first, key in itertools.product(range(0, len(frame), 2), (f"paper_{metric}", f"run_{metric}")):
-            values = frame[key].to_numpy(float)[first : first + 2]
-            if np.isfinite(values).all():
-                bold.add((first + int(values.argmax()), key))
+            pair = frame[key][first : first + 2]
+            bold |= {(int(pair.idxmax()), key)} if pair.notna().all() else set()
     columns.append(Column("seeds", "seeds", "count"))
     caption = _caption("Table 1. SEAM and ours at the three training stages, percent", run)
     notes = _notes(run, TABLE_1_PROTOCOL, used, "This run: none of the stages was run.")
@@ -231,12 +222,12 @@ def table_2(run: Run) -> Table:
     rows: list[dict[str, Any]] = []
     used: list[StageResult] = []
     for published in TABLE_2:
-        entries = run.stages("deeplab", _variant(run, published.method)) if published.method else []
+        variant = SEAM if published.method == "seam" else run.ours
+        entries = run.stages("deeplab", variant) if published.method else []
         used += entries
-        name = f"{published.name} {published.cite}".strip()
-        row: dict[str, Any] = {"method": name, "backbone": published.backbone}
-        row |= {"paper_test": published.test, "run_test": np.nan, "run_backbone": run.backbone if entries else ""}
-        rows.append({**row, "seeds": len(entries) or np.nan, **_compared("val", "miou", entries, published.val)})
+        row: dict[str, Any] = {"method": f"{published.name} {published.cite}".strip(), "backbone": published.backbone}
+        row |= {"run_backbone": run.backbone if entries else "", "paper_test": published.test, "run_test": np.nan}
+        rows.append({**row, "seeds": len(entries) or np.nan, **_statistics("val", "miou", entries, published.val)})
     ours = "This run"
     columns = [Column("method", "Method", "text"), Column("backbone", "Backbone", "text")]
     columns += [Column(f"paper_{split}", split, group="Paper, VOC 2012") for split in ("val", "test")]
@@ -255,24 +246,23 @@ def table_sweep(run: Run) -> Table:
         NotInRun: no CAMs were made.
     """
     required(run.results.cam, "cam: expected CAM variants")
-    parts: tuple[Literal["head", "body", "background"], ...] = ("head", "body", "background")
     rows = []
     for name in dict.fromkeys(cam.variant for cam in run.cams()):
         cams = run.cams(name)
         lam, fsl = cams[0].lam, "yes" if cams[0].fsl else "no"
         row = {"variant": cams[0].title, "lambda": np.nan if lam is None else lam, "fsl": fsl, "seeds": len(cams)}
         for metric in _METRICS:
-            row |= _statistics(metric, cams)
-        for part in parts:
-            values = [cam.parts.get(part) if cam.parts else None for cam in cams]
+            row |= _statistics(metric, metric, cams)
+        for part in PARTS:
+            values = [(cam.parts or {}).get(part) for cam in cams]
             row[part] = float(mean_and_spread(np.array(values, dtype=float))[0])
         rows.append(row)
     frame = pd.DataFrame(rows)
     columns = [Column("variant", "CAMs", "text"), Column("lambda", "λ", "share"), Column("fsl", "FSL", "text")]
     for metric, group in _METRICS.items():
         columns += [Column(f"run_{metric}", "mean", group=group), Column(f"run_{metric}_sd", "s.d.", group=group)]
-    if frame[[*parts]].notna().to_numpy().any():
-        columns += [Column(part, part, "share", "Share right") for part in parts]
+    if frame[[*PARTS]].notna().to_numpy().any():
+        columns += [Column(part, part, "share", "Share right") for part in PARTS]
     columns.append(Column("seeds", "seeds", "count"))
     caption = _caption("CAM pseudo-labels by pooling, λ and feature similarity loss (FSL), percent", run)
     return Table("table_sweep", caption, frame, columns, [shared_protocol(run.results.cam, run)], note=run.note)
@@ -295,18 +285,14 @@ def table_cost(run: Run) -> Table:
     return Table("table_cost", caption, frame, columns, [scalar(arrays, "protocol")], note=run.note)
 
 
-def _variant(run: Run, method: str) -> str:
-    return SEAM if method == "seam" else run.ours
-
-
-def _statistics(metric: str, entries: Sequence[CamResult | StageResult], key: str = "") -> dict[str, Any]:
-    mean, spread = mean_and_spread(100 * np.array([getattr(entry.scores, metric) for entry in entries], dtype=float))
-    return {f"run_{key or metric}": float(mean), f"run_{key or metric}_sd": float(spread)}
-
-
-def _compared(key: str, metric: str, entries: Sequence[StageResult], paper: float) -> dict[str, Any]:
-    found = _statistics(metric, entries, key)
-    return {f"paper_{key}": paper, **found, f"difference_{key}": found[f"run_{key}"] - paper}
+def _statistics(
+    key: str, metric: str, entries: Sequence[CamResult | StageResult], paper: float = math.nan
+) -> dict[str, float]:
+    """Mean and deviation of a score in percent, and what the paper has for it."""
+    mean, spread = map(
+        float, mean_and_spread(100 * np.array([getattr(e.scores, metric) for e in entries], dtype=float))
+    )
+    return {f"paper_{key}": paper, f"run_{key}": mean, f"run_{key}_sd": spread, f"difference_{key}": mean - paper}
 
 
 def _caption(text: str, run: Run) -> str:
@@ -316,10 +302,8 @@ def _caption(text: str, run: Run) -> str:
 def _notes(run: Run, paper: str, used: Sequence[StageResult], missing: str) -> list[str]:
     notes = [f"Paper: {SOURCE}. {paper[0].upper()}{paper[1:]}."]
     if run.note:
-        notes.append(
-            f"This run: {run.note}. The difference is this run minus the paper on different data, so it does "
-            "not say how well the paper's numbers are reproduced."
-        )
+        apart = "The difference is this run minus the paper on different data, so it does not say how well"
+        notes.append(f"This run: {run.note}. {apart} the paper's numbers are reproduced.")
     if not used:
         return [*notes, missing]
     seeds = Counter((entry.stage, entry.variant) for entry in used).values()
@@ -328,8 +312,7 @@ def _notes(run: Run, paper: str, used: Sequence[StageResult], missing: str) -> l
     return [*notes, shared_protocol(used, run)]
 
 
-_MAKERS: tuple[Callable[[Run], Table], ...] = (table_1, table_2, table_sweep, table_cost)
-TABLES = {make.__name__: make for make in _MAKERS}
+TABLES = {make.__name__: make for make in (table_1, table_2, table_sweep, table_cost)}
 """Every table by name, in the order of notebook 08."""
 
 
@@ -344,7 +327,7 @@ def make_table(name: str, run: Run, folder: str | Path, manifest: Mapping[str, A
     """
     if name not in TABLES:
         raise InputError(f"table: expected one of {', '.join(TABLES)}, got {name!r}")
-    with removing(Path(folder), [name], _TEXTS):
+    with removing(Path(folder), [name], ("csv", "md", "tex")):
         table = TABLES[name](run)
     facts = {**manifest, "results_hash": run.results_hash, **table.facts()}
     write_set(folder, name, table.files(), table.arrays(), facts)

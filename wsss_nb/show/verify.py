@@ -9,8 +9,6 @@ LaTeX) and a manifest (JSON) with the arrays' SHA-256. `verify_folder` makes eve
     True
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import io
 import shutil
@@ -59,9 +57,8 @@ def publish_figures(run_dir: str | Path, figures_dir: str | Path) -> list[Path]:
     copies = []
     for path in sorted(source.glob("*.json")):
         facts, problem = _facts(path)
-        if problem or facts.get("results_hash") != run.results_hash:
-            continue
-        if not run.synthetic and (path.stem not in free or facts.get("shows_images") is not False):
+        allowed = run.results.synthetic or (path.stem in free and facts.get("shows_images") is False)
+        if problem or not allowed or facts.get("results_hash") != run.results_hash:
             continue
         missing = [name for name in facts["files"] if Path(name).name != name or not (source / name).is_file()]
         if missing:
@@ -72,8 +69,8 @@ def publish_figures(run_dir: str | Path, figures_dir: str | Path) -> list[Path]:
                 shutil.copyfile(source / name, temporary)
             copies.append(target / name)
     if not copies:
-        expected = "figures or tables drawn from the run's results.json"
-        raise InputError(f"{source}: expected {expected}, got none; notebooks 07 and 08 draw them")
+        said = "expected figures or tables drawn from the run's results.json, got none"
+        raise InputError(f"{source}: {said}; notebooks 07 and 08 draw them")
     return copies
 
 
@@ -148,12 +145,10 @@ def _manifests(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of figures and tables, got none")
     found = set()
-    for path in folder.rglob("*.*"):
-        suffix, manifest = path.suffix[1:], path.with_suffix(".json")
-        if path.name.startswith(".") or suffix not in (*_FILES, "json"):
-            continue
-        named = path.stem in _NAMES or (suffix != "json" and manifest.is_file())
-        if path.is_file() and (named or (suffix == "json" and "shows_images" in _facts(path)[0])):
+    for path in folder.rglob("[!.]*.*"):
+        manifest = path.with_suffix(".json")
+        said = "shows_images" in _facts(path)[0] if path == manifest else manifest.is_file()
+        if path.suffix[1:] in (*_FILES, "json") and path.is_file() and (path.stem in _NAMES or said):
             found.add(manifest)
     if not found:
         raise InputError(f"{folder}: expected figures or tables with their manifests, got none")
@@ -179,18 +174,17 @@ def _verify_set(manifest: Path) -> Iterator[tuple[Path, str]]:
         return
     facts, problem = _facts(manifest)
     make: dict[str, Callable[[], bytes]] = {}
-    if not problem:
-        try:
+    try:
+        if not problem:
             expected, make = _made_again(read_arrays(manifest.with_suffix(".npz")))
             problem = _untrue(facts, expected, manifest)
-        except InputError as error:
-            problem = str(error)
+    except InputError as error:
+        problem = str(error)
     yield manifest, problem
     named = {manifest.parent / Path(name).name for name in facts.get("files", {})}
     made = {manifest.with_suffix(f".{suffix}") for suffix in (*make, "npz")}
-    pixels = False
-    pngs_first = sorted(beside | named | made, key=lambda path: (path.suffix != ".png", path))
-    for path in pngs_first:  # a PNG speaks for PDF and SVG
+    pixels = False  # a PNG speaks for PDF and SVG
+    for path in sorted(beside | named | made, key=lambda path: (path.suffix != ".png", path)):
         reason = _wrong(path, make.get(path.suffix[1:]), facts, pixels)
         if not reason and path not in named:
             reason = "its manifest does not name it"
@@ -206,9 +200,9 @@ def _made_again(arrays: Arrays) -> tuple[dict[str, Any], dict[str, Callable[[], 
     """
     name = scalar(arrays, "figure") or scalar(arrays, "name")
     try:
-        if name in FIGURES:
-            figure = FIGURES[name].redraw(arrays)
-            return FIGURES[name].facts(arrays), {suffix: partial(figure_bytes, figure, suffix) for suffix in FORMATS}
+        if spec := FIGURES.get(name):
+            figure = spec.redraw(arrays)
+            return spec.facts(arrays), {suffix: partial(figure_bytes, figure, suffix) for suffix in FORMATS}
         if name in TABLES:
             table = Table.from_arrays(arrays)
             return table.facts(), {suffix: partial(bytes, text) for suffix, text in table.files().items()}
@@ -220,14 +214,14 @@ def _made_again(arrays: Arrays) -> tuple[dict[str, Any], dict[str, Callable[[], 
 
 def _untrue(facts: Mapping[str, Any], expected: Mapping[str, Any], manifest: Path) -> str:
     """What the manifest or the file's name says that the arrays do not."""
-    for key, value in expected.items():
-        if facts.get(key) != value:
-            return f"{key}: expected {value!r}, got {facts.get(key)!r}"
+    said = [
+        f"{key}: expected {true!r}, got {facts.get(key)!r}" for key, true in expected.items() if facts.get(key) != true
+    ]
     if manifest.stem != expected["name"]:
-        return f"name: expected {manifest.stem!r}, got the arrays of {expected['name']!r}"
+        said.append(f"name: expected {manifest.stem!r}, got the arrays of {expected['name']!r}")
     if facts.get("synthetic") is True and not expected["note"]:
-        return "note: expected the synthetic data to be named, got none"
-    return ""
+        said.append("note: expected the synthetic data to be named, got none")
+    return "; ".join(said)
 
 
 def _wrong(path: Path, make: Callable[[], bytes] | None, facts: Mapping[str, Any], pixels: bool) -> str:
@@ -240,13 +234,11 @@ def _wrong(path: Path, make: Callable[[], bytes] | None, facts: Mapping[str, Any
     if make is None:
         return "cannot be made again"
     content, expected, drawing = path.read_bytes(), make(), path.suffix[1:] in FORMATS
-    if path.suffix == ".png":
-        reason = _pixels(content, expected)
-    else:
-        reason = "" if content == expected or (drawing and pixels and as_saved) else "not what its arrays give"
+    same = content == expected or (drawing and pixels and as_saved)
+    reason = _pixels(content, expected) if path.suffix == ".png" else "" if same else "not what its arrays give"
     drawn, here = facts.get("packages", {}).get("matplotlib"), importlib.metadata.version("matplotlib")
-    other = drawing and drawn not in (None, here)
-    return f"{reason} (drawn with matplotlib {drawn}, here {here})" if reason and other else reason
+    other = f" (drawn with matplotlib {drawn}, here {here})" if drawing and drawn not in (None, here) else ""
+    return reason and reason + other
 
 
 def _pixels(content: bytes, expected: bytes, what: str = "its arrays give") -> str:
@@ -264,22 +256,16 @@ def _pixels(content: bytes, expected: bytes, what: str = "its arrays give") -> s
 
 def _difference(path: Path, *roots: Path) -> str:
     """How a file differs between two folders; empty if it does not."""
-    one, two = (root / path for root in roots)
-    for missing in (one, two):
-        if not missing.is_file():
-            return f"missing in {missing.parent}"
-    if path.suffix == ".csv":
-        return "" if one.read_bytes() == two.read_bytes() else "other bytes"
+    places = [root / path for root in roots]
+    if missing := [place.parent for place in places if not place.is_file()]:
+        return f"missing in {missing[0]}"
+    if path.suffix == ".npz":
+        try:
+            a, b = ({key: (x.dtype, x.shape, x.tobytes()) for key, x in read_arrays(place).items()} for place in places)
+        except InputError as error:
+            return str(error)
+        return next((f"array {key} differs" for key in sorted({*a, *b}) if a.get(key) != b.get(key)), "")
+    one, two = (place.read_bytes() for place in places)
     if path.suffix == ".png":
-        return _pixels(one.read_bytes(), two.read_bytes(), "the other has")
-    try:
-        a, b = read_arrays(one), read_arrays(two)
-    except InputError as error:
-        return str(error)
-    for key in sorted({*a, *b}):
-        if key not in a or key not in b:
-            return f"array {key} is in one only"
-        exact = a[key].dtype == b[key].dtype and a[key].tobytes() == b[key].tobytes()
-        if not exact or a[key].shape != b[key].shape:
-            return f"array {key} has other values"
-    return ""
+        return _pixels(one, two, "the other has")
+    return "" if one == two else "other bytes"

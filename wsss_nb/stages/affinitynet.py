@@ -1,9 +1,5 @@
 """Stage 2: CRF maps of the CAMs, AffinityNet on the pairs they are sure of, random walk to pseudo-labels."""
 
-from __future__ import annotations
-
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +12,8 @@ from torch import Tensor, nn
 
 from wsss_nb.affinity import affinity_labels, affinity_loss, pair_affinity, walk_cam
 from wsss_nb.crf import dense_crf_many, resolved_crf
-from wsss_nb.data.palette import save_label_map
 from wsss_nb.data.transforms import to_tensor
-from wsss_nb.data.voc import VOCFolder
+from wsss_nb.data.voc import VOCFolder, save_label_map
 from wsss_nb.models.affinity_net import create_affinity_net
 from wsss_nb.models.backbone import folded_batch_norm
 from wsss_nb.pseudo_labels import add_background, normalize_maximum
@@ -26,24 +21,16 @@ from wsss_nb.stages.config import AffinityNetConfig, InferenceConfig
 from wsss_nb.stages.loop import History, load_trained, new_network, train
 from wsss_nb.stages.views import Batch, BatchSpec, autocast, training_views, unfinished
 from wsss_nb.system.config import VOID
-from wsss_nb.system.errors import InputError
+from wsss_nb.system.errors import InputError, expecting
 from wsss_nb.system.files import atomic_path
 from wsss_nb.system.processes import processes
 from wsss_nb.system.progress import progress
 from wsss_nb.system.workers import Workers, finished_results
 
 __all__ = [
-    "affinitynet_loss",
-    "affinitynet_protocol",
-    "confident_labels",
-    "crf_maps",
-    "image_affinity",
-    "load_affinitynet",
-    "load_cam_file",
-    "train_affinitynet",
-    "walk",
-    "write_pseudo_labels",
-]
+    "affinitynet_loss", "affinitynet_protocol", "confident_labels", "crf_maps", "image_affinity", "load_affinitynet",
+    "load_cam_file", "train_affinitynet", "walk", "write_pseudo_labels"
+]  # fmt: skip
 
 _NO_SCORE = 1e-5
 CRF_TASK = 32
@@ -72,12 +59,9 @@ def load_cam_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     That is winner-take-all and with a maximum of 1 per class, whether stage 1 wrote it so or not: (1 - max)^alpha
     is no background for maps that nowhere come near 1. The release does so when it writes its CAMs.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            cam = normalize_maximum(file["cam"].astype(np.float32), winners_only=True)
-            return file["classes"], cam
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: expected a CAM file of stage 1, got {error}") from error
+    with expecting("a CAM file of stage 1", path), np.load(path, allow_pickle=False) as file:
+        classes, cam = file["classes"], torch.from_numpy(file["cam"].astype(np.float32))
+    return classes, normalize_maximum(cam, winners_only=True).numpy()
 
 
 def crf_maps(folder: VOCFolder, cams: Path, config: AffinityNetConfig, out: Path, workers: Workers) -> None:
@@ -142,15 +126,9 @@ def _crf_scores(path: Path) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 def train_affinitynet(
-    folder: VOCFolder,
-    backbone: str,
-    config: AffinityNetConfig,
-    seed: int,
-    crf: Path,
-    out: Path,
-    init_checkpoint: Path | None = None,
-    on_epoch: Callable[[History], None] | None = None,
-) -> History:
+    folder: VOCFolder, backbone: str, config: AffinityNetConfig, seed: int, crf: Path, out: Path,
+    init_checkpoint: Path | None = None, on_epoch: Callable[[History], None] | None = None
+) -> History:  # fmt: skip
     """Train AffinityNet on the confident pairs of the CRF maps; resumes from ``out/checkpoint.pt``."""
     net = new_network(partial(create_affinity_net, backbone), seed, init_checkpoint)
     spec = BatchSpec(config.precision, scores=lambda name: _crf_scores(crf / f"{name}.npz"))
@@ -200,12 +178,6 @@ def affinitynet_protocol(config: AffinityNetConfig, inference: InferenceConfig |
     """What label maps of :func:`write_pseudo_labels` were made with; ``inference`` made the CAMs, None: not known."""
     views = {} if inference is None else {"scales": list(inference.scales), "flips": inference.flip}
     return {
-        "stage": "affinitynet",
-        "background": f"power:{config.alpha_walk:g}",
-        "crf": False,
-        **views,
-        "max_normalized": True,
-        "image_labels": True,
-        "beta": config.beta,
-        "log_t": config.log_t,
-    }
+        "stage": "affinitynet", "background": f"power:{config.alpha_walk:g}", "crf": False, **views,
+        "max_normalized": True, "image_labels": True, "beta": config.beta, "log_t": config.log_t
+    }  # fmt: skip

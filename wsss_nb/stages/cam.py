@@ -1,7 +1,5 @@
 """Stage 1: train a CAM network on image-level labels (Eq. 1-8), compute CAMs, make label maps of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,17 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.cam import class_activation_map, condition_on_labels, global_max_pool
-from wsss_nb.data.palette import save_label_map
 from wsss_nb.data.transforms import resize, to_tensor
-from wsss_nb.data.voc import VOCFolder
+from wsss_nb.data.voc import VOCFolder, save_label_map
 from wsss_nb.models.backbone import folded_batch_norm
-from wsss_nb.models.cam_net import create_cam_net, create_seam_net
-from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule
+from wsss_nb.models.networks import create_cam_net, create_seam_net
+from wsss_nb.pseudo_labels import add_background, label_map, normalize_maximum, parse_background_rule, winner_take_all
 from wsss_nb.sampling import classification_loss, image_level_loss
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
 from wsss_nb.stages.loop import History, NotFiniteError, load_trained, new_network, train
-from wsss_nb.stages.seam import seam_loss
 from wsss_nb.stages.views import Batch, BatchSpec, autocast, scaled_size, training_views, unfinished
 from wsss_nb.system.files import atomic_path
 from wsss_nb.system.plugins import is_plugin, load_function
@@ -31,17 +27,9 @@ from wsss_nb.system.processes import processes
 from wsss_nb.system.progress import progress
 
 __all__ = [
-    "build_cam_net",
-    "cam_loss",
-    "cam_protocol",
-    "equivariance_loss",
-    "find_posterior",
-    "foreground_cam",
-    "infer_cams",
-    "load_cam",
-    "pretrain_classifier",
-    "train_cam",
-]
+    "build_cam_net", "cam_loss", "cam_protocol", "equivariance_loss", "find_posterior", "foreground_cam", "infer_cams",
+    "load_cam", "pretrain_classifier", "seam_loss", "train_cam"
+]  # fmt: skip
 
 PAIRED_PIXELS = 400_000  # a CPU runs larger views one by one: the activations of two would not fit its caches
 
@@ -68,11 +56,7 @@ def cam_loss(
         ValueError: view 2 is missing where ``config.siamese`` asks for it.
     """
     activation = find_posterior(config.posterior)
-    views = [(batch.images, batch.features)]
-    if config.siamese:
-        if batch.small_images is None or batch.small_features is None:
-            raise ValueError("batch: expected view 2 (small_images, small_features) with siamese=True, got none")
-        views.append((batch.small_images, batch.small_features))
+    views = [(batch.images, batch.features), *([batch.second_view()] if config.siamese else [])]
     losses: dict[str, Tensor] = {}
     cams, revised = [], []
     for number, (images, features) in enumerate(views, start=1):
@@ -100,8 +84,8 @@ def cam_loss(
     if config.fsl_weight > 0:
         losses["similarity"] = config.fsl_weight * similarity(cams[0], batch.images)  # Eq. 6-8
     if config.extra_loss:
-        term = load_function(config.extra_loss, "extra_loss")
-        losses[config.extra_loss] = term(cams[0], batch.images, batch.labels)
+        extra = load_function(config.extra_loss, "extra_loss")
+        losses[config.extra_loss] = extra(cams[0], batch.images, batch.labels)
     return losses
 
 
@@ -117,23 +101,74 @@ def equivariance_loss(cam1: Tensor, cam2: Tensor, revised1: Tensor, revised2: Te
     Returns:
         ``er`` and ``ecr``, scalars.
     """
-    size = cam2.shape[-2:]
-    cam1, revised1 = (F.interpolate(maps, size, mode="bilinear", align_corners=True) for maps in (cam1, revised1))
+    cam1, revised1 = _to_size(cam1, cam2), _to_size(revised1, cam2)
     pairs = [(cam1, cam2), (revised1, revised2), (cam1, revised1), (cam2, revised2)]
     er = sum((a - b).abs().mean() for a, b in pairs)
     ecr = (cam1 - revised2).abs().mean() + (cam2 - revised1).abs().mean()
     return {"er": torch.as_tensor(er), "ecr": ecr}
 
 
+def _to_size(maps: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _max_normalized(maps: Tensor, like: Tensor, labels: Tensor) -> Tensor:
+    """Non-negative maps at the size of others, divided by their maximum, absent classes 0."""
+    maps = F.relu(_to_size(maps.float(), like))
+    return maps / (maps.amax((2, 3), keepdim=True) + 1e-5) * labels[:, :, None, None]
+
+
+def _one_class(maps: Tensor) -> Tensor:
+    """Each pixel's largest foreground class, and 1 - max over the foreground as channel 0."""
+    foreground = maps[:, 1:]
+    return torch.cat([1 - foreground.amax(1, keepdim=True), winner_take_all(foreground, 1)], 1)
+
+
+def _adaptive_min_pool(revised: Tensor, labels: Tensor) -> Tensor:
+    """relu of the smallest quarter of the pixelwise maxima over the labelled foreground, averaged."""
+    largest = (revised[:, 1:] * labels[:, 1:, None, None]).amax(1).flatten(1)
+    quarter = max(1, largest.shape[1] // 4)
+    return F.relu(largest.topk(quarter, largest=False).values).mean()
+
+
+def _hardest(difference: Tensor, share: float = 0.2) -> Tensor:
+    flat = difference.flatten(1)
+    return flat.topk(max(1, int(share * flat.shape[1]))).values.mean()
+
+
+def seam_loss(net: Any, batch: Batch) -> dict[str, Tensor]:
+    """SEAM (Wang et al., CVPR 2020; Fig. 1e and Table 1): classification, adaptive min pooling, equivariance (ER), ECR.
+
+    Average pooling of the foreground logits with the multilabel soft margin, mean over both views; ER on the foreground
+    maps; cross regularisation (ECR) on the hardest 20 %; adaptive min pooling of the revised maps. Maps are compared at
+    the size of view 2's map.
+
+    Returns:
+        Named losses whose sum is minimised.
+
+    Raises:
+        ValueError: the batch has no view 2.
+    """
+    labels = batch.labels
+    outputs = _, two = net(batch.images, batch.features), net(*batch.second_view())
+    pooled = [output.logits.float()[:, 1:].mean((2, 3)) for output in outputs]
+    classification = [F.multilabel_soft_margin_loss(logits, labels[:, 1:]) for logits in pooled]
+    minimum = [_adaptive_min_pool(output.revised.float(), labels) for output in outputs]
+    maps = [_max_normalized(output.logits, two.logits, labels) for output in outputs]
+    refined = [_max_normalized(output.revised, two.revised, labels) for output in outputs]
+    er = (maps[0][:, 1:] - maps[1][:, 1:]).abs().mean()
+    pairs = [(maps[0], refined[1]), (maps[1], refined[0])]
+    ecr = sum(_hardest((_one_class(other).detach() - rv).abs()) for other, rv in pairs)
+    return {
+        "classification": torch.stack(classification).mean(), "minimum": torch.stack(minimum).mean(), "er": er,
+        "ecr": torch.as_tensor(ecr)
+    }  # fmt: skip
+
+
 def build_cam_net(
-    backbone: str,
-    num_classes: int,
-    config: CamConfig,
-    seed: int,
-    init_checkpoint: Path | None = None,
-    *,
-    seam: bool = False,
-) -> Any:
+    backbone: str, num_classes: int, config: CamConfig, seed: int, init_checkpoint: Path | None = None, *,
+    seam: bool = False
+) -> Any:  # fmt: skip
     """A CAM net (or SEAM's) whose new layers are drawn from ``seed``; ``init_checkpoint`` is an earlier classifier's."""
     create = partial(create_seam_net if seam else create_cam_net, backbone, num_classes)
     return new_network(partial(create, freeze=config.freeze, dropout=config.dropout), seed, init_checkpoint)
@@ -164,18 +199,9 @@ def pretrain_classifier(
 
 
 def train_cam(
-    folder: VOCFolder,
-    backbone: str,
-    config: CamConfig,
-    seed: int,
-    out: Path,
-    init_checkpoint: Path | None = None,
-    cache: Path | None = None,
-    on_epoch: OnEpoch | None = None,
-    *,
-    seam: bool = False,
-    description: str = "CAM",
-) -> History:
+    folder: VOCFolder, backbone: str, config: CamConfig, seed: int, out: Path, init_checkpoint: Path | None = None,
+    cache: Path | None = None, on_epoch: OnEpoch | None = None, *, seam: bool = False, description: str = "CAM"
+) -> History:  # fmt: skip
     """Train the CAM network of one variant and seed; resumes from ``out/checkpoint.pt``.
 
     Reads images and image-level labels only. mu and sigma are logged every epoch, fixed or learned.
@@ -193,18 +219,11 @@ def train_cam(
     rate = config.optimizer.learning_rate * config.fsl_learning_rate
     learned = [{"params": list(similarity.parameters()), "lr": rate, "weight_decay": 0.0}]
     return train(
-        nn.ModuleDict({"net": net, "similarity": similarity}),
-        loader,
-        loss,
-        config=config,
-        seed=seed,
-        out=out,
-        description=description,
-        extra_groups=learned if config.learn_fsl else None,
+        nn.ModuleDict({"net": net, "similarity": similarity}), loader, loss, config=config, seed=seed, out=out,
+        description=description, extra_groups=learned if config.learn_fsl else None,
         warmups={"similarity": config.fsl_warmup} if config.fsl_weight and not seam else {},
-        record=lambda: {"mu": similarity.mu.item(), "sigma": similarity.sigma.item()},
-        on_epoch=on_epoch,
-    )
+        record=lambda: {"mu": similarity.mu.item(), "sigma": similarity.sigma.item()}, on_epoch=on_epoch
+    )  # fmt: skip
 
 
 def load_cam(backbone: str, num_classes: int, config: CamConfig, checkpoint: Path, *, seam: bool = False) -> Any:
@@ -226,14 +245,9 @@ def _view_cam(net: Any, images: Tensor, labels: Tensor, config: CamConfig, seam:
 
 @torch.inference_mode()
 def foreground_cam(
-    net: Any,
-    image: np.ndarray,
-    labels: np.ndarray,
-    config: CamConfig,
-    inference: InferenceConfig,
-    *,
-    seam: bool = False,
-) -> np.ndarray:
+    net: Any, image: np.ndarray, labels: np.ndarray, config: CamConfig, inference: InferenceConfig, *,
+    seam: bool = False
+) -> np.ndarray:  # fmt: skip
     """Foreground CAM of one image, mean over scales and flips: float32 (K - 1, H, W) in [0, 1].
 
     Per view: softmax (mean of plain and revised with the siamese branch), times the image labels, renormalised over
@@ -249,7 +263,6 @@ def foreground_cam(
     if not len(kept):
         return np.zeros((len(labels) - 1, *size), np.float32)
     total = torch.zeros(len(kept), *size, device=device)
-    count = 0
     with folded_batch_norm(), autocast(device, config.precision):
         for scale in inference.scales:
             scaled = tensor if scale == 1 else resize(tensor, scaled_size(size, scale, 16), antialias=scale < 1)
@@ -260,23 +273,17 @@ def foreground_cam(
             if inference.flip:
                 cam = torch.cat([cam[:1], cam[1:].flip(-1)])
             total += F.interpolate(cam, size, mode="bilinear", align_corners=False).sum(0)
-            count += len(views)
-    cam = torch.zeros(len(labels) - 1, *size, device=device).index_copy(0, kept, total / count)
+    mean = total / (len(inference.scales) * len(views))
+    cam = torch.zeros(len(labels) - 1, *size, device=device).index_copy(0, kept, mean)
     if inference.max_normalize or seam:
         cam = normalize_maximum(cam, winners_only=inference.max_normalize)
     return cam.cpu().numpy()
 
 
 def infer_cams(
-    net: Any,
-    folder: VOCFolder,
-    config: CamConfig,
-    inference: InferenceConfig,
-    out: Path,
-    *,
-    seam: bool = False,
-    label_maps: bool = True,
-) -> None:
+    net: Any, folder: VOCFolder, config: CamConfig, inference: InferenceConfig, out: Path, *, seam: bool = False,
+    label_maps: bool = True
+) -> None:  # fmt: skip
     """Write each image's CAM (``NAME.npz``: classes, cam float16 (n, H, W)) and its label map (``NAME.png``).
 
     Image-level labels of the split are used, as everywhere in the paper's CAM scores. Files that exist are kept. Several
@@ -298,11 +305,6 @@ def infer_cams(
 def cam_protocol(inference: InferenceConfig, *, seam: bool = False) -> dict[str, Any]:
     """What label maps of :func:`infer_cams` were made with, in the words that every score carries."""
     return {
-        "stage": "cam",
-        "background": inference.background,
-        "crf": False,
-        "scales": list(inference.scales),
-        "flips": inference.flip,
-        "max_normalized": inference.max_normalize or seam,
-        "image_labels": True,
-    }
+        "stage": "cam", "background": inference.background, "crf": False, "scales": list(inference.scales),
+        "flips": inference.flip, "max_normalized": inference.max_normalize or seam, "image_labels": True
+    }  # fmt: skip

@@ -14,15 +14,9 @@ from wsss_nb.system.config import Config
 from wsss_nb.system.plugins import is_plugin, load_function
 
 __all__ = [
-    "AffinityNetConfig",
-    "CamConfig",
-    "DeepLabConfig",
-    "InferenceConfig",
-    "OptimizerConfig",
-    "PretrainConfig",
-    "TrainingConfig",
-    "ViewsConfig",
-]
+    "AffinityNetConfig", "CamConfig", "DeepLabConfig", "InferenceConfig", "OptimizerConfig", "PretrainConfig",
+    "TrainingConfig", "ViewsConfig"
+]  # fmt: skip
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -1,7 +1,5 @@
 """Stage 3: DeepLab-v1 on the pseudo-labels; multi-scale inference and dense CRF at test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_nb.crf import dense_crf_many, resolved_crf
-from wsss_nb.data.palette import read_label_map, save_label_map
 from wsss_nb.data.transforms import to_tensor
-from wsss_nb.data.voc import VOCFolder
+from wsss_nb.data.voc import VOCFolder, read_label_map, save_label_map
 from wsss_nb.models.backbone import folded_batch_norm
 from wsss_nb.models.deeplab import create_deeplab
 from wsss_nb.similarity import feature_similarity_loss
@@ -54,15 +51,9 @@ def deeplab_loss(net: Any, batch: Batch, config: DeepLabConfig) -> dict[str, Ten
 
 
 def train_deeplab(
-    folder: VOCFolder,
-    backbone: str,
-    config: DeepLabConfig,
-    seed: int,
-    pseudo_labels: Path,
-    out: Path,
-    init_checkpoint: Path | None = None,
-    on_epoch: Callable[[History], None] | None = None,
-) -> History:
+    folder: VOCFolder, backbone: str, config: DeepLabConfig, seed: int, pseudo_labels: Path, out: Path,
+    init_checkpoint: Path | None = None, on_epoch: Callable[[History], None] | None = None
+) -> History:  # fmt: skip
     """Train DeepLab on ``pseudo_labels/NAME.png``; resumes from ``out/checkpoint.pt``."""
     net = new_network(partial(create_deeplab, backbone, folder.num_classes), seed, init_checkpoint)
 
@@ -76,16 +67,9 @@ def train_deeplab(
     spec = BatchSpec(config.precision, target=target)
     loader = training_views(folder, net, config.views, config.batch_size, spec)
     return train(
-        nn.ModuleDict({"net": net}),
-        loader,
-        loss,
-        config=config,
-        iterations=config.iterations,
-        seed=seed,
-        out=out,
-        on_epoch=on_epoch,
-        description="DeepLab",
-    )
+        nn.ModuleDict({"net": net}), loader, loss, config=config, iterations=config.iterations, seed=seed, out=out,
+        on_epoch=on_epoch, description="DeepLab"
+    )  # fmt: skip
 
 
 def load_deeplab(backbone: str, num_classes: int, checkpoint: Path) -> Any:
@@ -145,10 +129,6 @@ def deeplab_protocol(config: DeepLabConfig) -> dict[str, Any]:
     """What label maps of :func:`write_predictions` were made with."""
     crf = None if config.crf is None else resolved_crf(config.crf).model_dump(mode="json")
     return {
-        "stage": "deeplab",
-        "background": "network",
-        "crf": crf,
-        "scales": list(config.scales),
-        "flips": config.flip,
-        "image_labels": False,
-    }
+        "stage": "deeplab", "background": "network", "crf": crf, "scales": list(config.scales), "flips": config.flip,
+        "image_labels": False
+    }  # fmt: skip

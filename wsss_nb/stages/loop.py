@@ -6,8 +6,6 @@ given); ``seeded_generator(epoch_seed, index)`` the augmentation of one image. S
 predecessors.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -26,22 +24,13 @@ from wsss_nb.stages.config import OptimizerConfig, TrainingConfig
 from wsss_nb.stages.views import Views
 from wsss_nb.system.errors import DiskFullError, InputError
 from wsss_nb.system.files import atomic_path
-from wsss_nb.system.placement import slice_of_batch
-from wsss_nb.system.processes import processes
+from wsss_nb.system.processes import processes, slice_of_batch
 from wsss_nb.system.progress import progress
 
 __all__ = [
-    "CHECKPOINT",
-    "History",
-    "Loss",
-    "NotFiniteError",
-    "TrainingError",
-    "build_optimizer",
-    "epoch_seed",
-    "load_trained",
-    "new_network",
-    "train",
-]
+    "CHECKPOINT", "History", "Loss", "NotFiniteError", "TrainingError", "build_optimizer", "epoch_seed", "load_trained",
+    "new_network", "train"
+]  # fmt: skip
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -79,11 +68,9 @@ def build_optimizer(
     rates = {"pretrained": config.learning_rate, "new": config.learning_rate * config.head_multiplier}
     kinds = (("weights", 1, config.weight_decay), ("biases", 2, 0.0))
     parameters = [
-        {"params": groups[f"{part}_{kind}"], "lr": factor * rate, "weight_decay": decay}
-        for part, rate in rates.items()
-        for kind, factor, decay in kinds
-        if groups.get(f"{part}_{kind}")
-    ]
+        {"params": groups[f"{part}_{kind}"], "lr": factor * rate, "weight_decay": decay} for part,
+        rate in rates.items() for kind, factor, decay in kinds if groups.get(f"{part}_{kind}")
+    ]  # fmt: skip
     momentum = config.weight_decay if config.decay_as_momentum else config.momentum
     return torch.optim.SGD(parameters + extra, lr=config.learning_rate, momentum=momentum)
 
@@ -98,25 +85,16 @@ def _schedule(step: int, total: int, config: OptimizerConfig) -> float:
 
 
 def train(
-    modules: nn.ModuleDict,
-    loader: Views,
-    loss: Loss,
-    *,
-    config: TrainingConfig,
-    seed: int,
-    out: Path,
-    description: str,
-    iterations: int | None = None,
-    extra_groups: list[dict[str, Any]] | None = None,
-    warmups: Mapping[str, float] | None = None,
-    record: Callable[[], dict[str, float]] = dict,
-    on_epoch: Callable[[History], None] | None = None,
-    interval: float = 30.0,
-) -> History:
+    modules: nn.ModuleDict, loader: Views, loss: Loss, *, config: TrainingConfig, seed: int, out: Path,
+    description: str, iterations: int | None = None, extra_groups: list[dict[str, Any]] | None = None,
+    warmups: Mapping[str, float] | None = None, record: Callable[[], dict[str, float]] = dict,
+    on_epoch: Callable[[History], None] | None = None, interval: float = 30.0
+) -> History:  # fmt: skip
     """Minimise the sum of the losses; lr(t) = lr_0 (1 - t / max)^power with t in steps.
 
-    Every epoch draws its randomness from ``epoch_seed(seed, epoch)`` alone and ends in a checkpoint
-    (modules, optimiser, place in the schedule, history, random states), written atomically. So a killed run, started
+    Every epoch draws its randomness from ``epoch_seed(seed, epoch)`` alone (Python's and NumPy's default generators are
+    seeded too, for losses from outside) and ends in a checkpoint (modules, optimiser, place in the schedule, history),
+    written atomically. So a killed run, started
     again, ends with the same weights on a CPU as an undisturbed one. Several processes share each batch: draws belong to
     an image's place in the whole batch, so that this changes no more than the order of sums, but for BatchNorm that is
     trained on CPUs.
@@ -162,27 +140,30 @@ def train(
         if start < epochs:
             print(f"{description}: resumes from epoch {start} of {epochs} ({checkpoint.name})", flush=True)
     _check_same_start(start, description)
-    if config.compile:
-        _compile(net, description)
+    if config.compile and crew.device.type == "cuda":
+        net.compile()
+    elif config.compile:
+        print(f"{description}: compile is for GPUs, goes on without", flush=True)
     compute = loss if crew.count == 1 else crew.wrap(_Losses(modules, loss))
     last_line = time.monotonic()
     for epoch in range(start, epochs):
         begun = time.monotonic()
-        torch.manual_seed(epoch_seed(seed, epoch))
-        generator = torch.Generator(crew.device).manual_seed(epoch_seed(seed, epoch))
+        drawn_from = epoch_seed(seed, epoch)
+        for seeded in (random.seed, np.random.seed, torch.manual_seed):
+            seeded(drawn_from)
+        generator = torch.Generator(crew.device).manual_seed(drawn_from)
         modules.train()
         sums: dict[str, float] = {}
         first = step = epoch * loader.steps
         steps = min(loader.steps, total - first)
-        batches = islice(loader.epoch(epoch_seed(seed, epoch)), steps)
+        batches = islice(loader.epoch(drawn_from), steps)
         try:
             for step, batch in enumerate(progress(batches, f"{description} {epoch + 1}/{epochs}", steps), first):
-                factor = _schedule(step, total, config.optimizer)
                 for group, rate in zip(optimizer.param_groups, initial, strict=True):
-                    group["lr"] = rate * factor
+                    group["lr"] = rate * _schedule(step, total, config.optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                first_row, rows = crew.rows(loader.batch_size)[0], loader.batch_size
-                with slice_of_batch(first_row, rows) if crew.count > 1 else nullcontext():
+                part = slice_of_batch(crew.rows(loader.batch_size)[0], loader.batch_size)
+                with part if crew.count > 1 else nullcontext():
                     losses: dict[str, Tensor] = compute(batch, generator)
                 for name, share in (warmups or {}).items():
                     losses[name] = losses[name] * _warmed_up(step, total, share)
@@ -209,8 +190,8 @@ def train(
             raise TrainingError(f"{where}; {kept}, try {advice}") from error
         summed = crew.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
         means = {name: value / (steps * crew.count) for name, value in zip(sums, summed, strict=True)}
-        row = {"epoch": epoch + 1, "step": first + steps, **means, **record(), "seconds": time.monotonic() - begun}
-        history.append(row)
+        seconds = time.monotonic() - begun
+        history.append({"epoch": epoch + 1, "step": first + steps, **means, **record(), "seconds": seconds})
         if crew.is_main:
             _save(checkpoint, modules, optimizer, scaler, history)
         crew.barrier()
@@ -235,19 +216,10 @@ class _Losses(nn.Module):
         return self.loss(batch, generator)
 
 
-def _compile(net: Any, description: str) -> None:
-    if processes().device.type == "cuda":
-        net.compile()
-    else:
-        print(f"{description}: compile is for GPUs, goes on without", flush=True)
-
-
 def _check_same_start(start: int, description: str) -> None:
     """All processes read the same checkpoint; and nobody writes before all have read."""
     crew = processes()
-    starts = torch.zeros(crew.count)
-    starts[crew.index] = start
-    starts = crew.sum(starts)
+    starts = crew.sum(torch.eye(crew.count)[crew.index] * start)
     if starts.unique().numel() > 1:
         raise TrainingError(
             f"{description}: expected all processes to find the same {CHECKPOINT}, got those of epochs "
@@ -271,13 +243,9 @@ def load_trained(net: nn.Module, checkpoint: Path) -> Any:
 def _save(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: Any, history: History) -> None:
     """Write a checkpoint in one move: the old one stays until the new one is complete."""
     state = {
-        "modules": modules.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "random": _random_states(),
-        "epoch": history[-1]["epoch"],
-        "history": history,
-    }
+        "modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        "epoch": history[-1]["epoch"], "history": history
+    }  # fmt: skip
     with atomic_path(path) as temporary:
         try:
             torch.save(state, temporary)
@@ -289,40 +257,15 @@ def _save(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, 
 
 
 def _load(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: Any) -> tuple[int, History]:
-    """Put a checkpoint back, random states included: its epoch and history."""
+    """Put a checkpoint back: its epoch and history."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         if scaler.is_enabled() and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
-        _restore_random_states(state["random"])
         return int(state["epoch"]), list(state["history"])
     except Exception as error:  # torch.load raises many types on a damaged file
         first = next(iter(str(error).splitlines()), "an incomplete file")
-        raise InputError(
-            f"{path}: expected a checkpoint of this model, got {type(error).__name__}: {first}; "
-            "remove it to train from the start"
-        ) from error
-
-
-def _random_states() -> dict[str, Any]:
-    """The states of all generators in tensors and plain values: Python, NumPy, torch and every GPU."""
-    numpy: Any = np.random.get_state(legacy=False)
-    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
-    return {
-        "python": random.getstate(),
-        "numpy": numpy | {"state": {"key": key, "pos": numpy["state"]["pos"]}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_random_states(states: dict[str, Any]) -> None:
-    """Put :func:`_random_states` back; GPUs that are not there any more are left out."""
-    random.setstate(states["python"])
-    key = states["numpy"]["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state(states["numpy"] | {"state": {"key": key, "pos": states["numpy"]["state"]["pos"]}})
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        found = f"{type(error).__name__}: {first}; remove it to train from the start"
+        raise InputError(f"{path}: expected a checkpoint of this model, got {found}") from error

@@ -1,7 +1,5 @@
 """Scores of a folder of label maps, with the protocol they were made under."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -9,8 +7,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from wsss_nb.data.palette import read_label_map
-from wsss_nb.data.voc import VOCFolder
+from wsss_nb.data.voc import VOCFolder, read_label_map
 from wsss_nb.metrics import ContourFScore, MeanIoU, PartCoverage
 from wsss_nb.system.processes import processes
 from wsss_nb.system.workers import Workers, finished_results
@@ -54,14 +51,10 @@ def score_label_maps(
     areas, contours = area.compute(), contour.compute()
     facts = {"void": void, "contour_classes": "present", "images": len(folder.names)}
     return {
-        "protocol": {"split": folder.split, **protocol, **facts},
-        "miou": float(areas["miou"]),
-        "contour_f": float(contours["contour_f"]),
-        "iou": _jsonable(areas["iou"]),
-        "f": _jsonable(contours["f"]),
-        "confusion": areas["confusion"].tolist(),
-        "matches": contours["matches"].tolist(),
-    }
+        "protocol": {"split": folder.split, **protocol, **facts}, "miou": float(areas["miou"]),
+        "contour_f": float(contours["contour_f"]), "iou": _jsonable(areas["iou"]), "f": _jsonable(contours["f"]),
+        "confusion": areas["confusion"].tolist(), "matches": contours["matches"].tolist()
+    }  # fmt: skip
 
 
 def _counted(folder: VOCFolder, names: Sequence[str], predictions: Path, void: Void) -> tuple[MeanIoU, ContourFScore]:

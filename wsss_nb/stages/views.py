@@ -1,12 +1,8 @@
 """Where batches come from: views of the training images, computed once or augmented afresh every epoch."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,16 +24,9 @@ from wsss_nb.system.processes import processes
 from wsss_nb.system.progress import progress
 
 __all__ = [
-    "AugmentedViews",
-    "Batch",
-    "BatchSpec",
-    "CachedViews",
-    "Views",
-    "autocast",
-    "scaled_size",
-    "training_views",
-    "unfinished",
-]
+    "AugmentedViews", "Batch", "BatchSpec", "CachedViews", "Views", "autocast", "scaled_size", "training_views",
+    "unfinished"
+]  # fmt: skip
 
 Size = tuple[int, int]
 View = tuple[Size, bool]
@@ -55,9 +44,18 @@ class Batch(NamedTuple):
     small_features: Tensor | None = None
     target: Tensor | None = None
 
+    def second_view(self) -> tuple[Tensor, Tensor]:
+        """Images and features of view 2.
 
-@dataclass(frozen=True)
-class BatchSpec:
+        Raises:
+            ValueError: there is none.
+        """
+        if self.small_images is None or self.small_features is None:
+            raise ValueError("batch: expected view 2 (small_images, small_features), got none")
+        return self.small_images, self.small_features
+
+
+class BatchSpec(NamedTuple):
     """What a batch holds beside images and image-level labels; ``target`` or ``scores``, where a stage has its own labels.
 
     Attributes:
@@ -90,18 +88,13 @@ def unfinished(folder: VOCFolder, out: Path, suffix: str) -> list[str]:
     return [name for name in processes().shard(folder.names) if not (out / f"{name}{suffix}").exists()]
 
 
-class Views(ABC):
+class Views:
     """What a training sees of its images: ``steps`` batches an epoch, of ``batch_size`` images over all processes."""
 
     def __init__(
-        self,
-        folder: VOCFolder,
-        net: Any,
-        config: ViewsConfig,
-        batch_size: int,
-        spec: BatchSpec = BatchSpec(),
-        cache: Path | None = None,
-    ) -> None:
+        self, folder: VOCFolder, net: Any, config: ViewsConfig, batch_size: int, spec: BatchSpec = BatchSpec(),
+        cache: Path | None = None
+    ) -> None:  # fmt: skip
         self.folder, self.net, self.config, self.spec = folder, net, config, spec
         self.device = next(net.parameters()).device
         self.batch_size = min(batch_size, len(folder.names))
@@ -109,12 +102,12 @@ class Views(ABC):
         self.labels = torch.from_numpy(np.stack(list(folder.labels().values()))).float()  # (N, K)
         self._prepare(cache)
 
-    @abstractmethod
-    def _prepare(self, cache: Path | None) -> None: ...
+    def _prepare(self, cache: Path | None) -> None:
+        raise NotImplementedError
 
-    @abstractmethod
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Batches of one epoch, a pure function of ``seed``; this process's rows of them."""
+        raise NotImplementedError
 
     def _grid(self, size: Sequence[int]) -> Size:
         """Rows and columns of the network's map of an image."""
@@ -172,14 +165,10 @@ class CachedViews(Views):
         for tensor in nn.ModuleList(backbone.frozen_modules()).state_dict().values():
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         facts = {
-            "code": code_version("wsss_nb.stages.views", type(backbone).__module__),
-            "net": type(backbone).__name__,
-            "weights": digest.hexdigest(),
-            "stride": self.net.stride,
-            "images": self.folder.split_hash(),
-            "names": list(self.folder.names),
-            "precision": self.spec.precision,
-        }
+            "code": code_version("wsss_nb.stages.views", type(backbone).__module__), "net": type(backbone).__name__,
+            "weights": digest.hexdigest(), "stride": self.net.stride, "images": self.folder.split_hash(),
+            "names": list(self.folder.names), "precision": self.spec.precision
+        }  # fmt: skip
         keys = {view: json_hash({**facts, "size": view[0], "mirror": view[1]})[:16] for view in wanted}
         paths = {view: cache / f"{key}.pt" for view, key in keys.items()}
         made = self._computed([view for view in wanted if not paths[view].exists()])
@@ -206,11 +195,9 @@ class CachedViews(Views):
 
     def _rows(self, size: Size, index: Tensor, mirrored: Tensor) -> list[Tensor]:
         """What is kept of some images at a size; of their mirrored views where a coin said so."""
-        rows = []
-        for plain, other in zip(self.views[size, False], self.views[size, self.mirrors[-1]], strict=True):
-            coin = mirrored.view(-1, *[1] * (plain.ndim - 1))
-            rows.append(torch.where(coin, other[index], plain[index]))
-        return rows
+        pairs = zip(self.views[size, False], self.views[size, self.mirrors[-1]], strict=True)
+        coin = [mirrored.view(-1, *[1] * missing) for missing in range(4)]
+        return [torch.where(coin[plain.ndim - 1], other[index], plain[index]) for plain, other in pairs]
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Batches of one epoch, a pure function of ``seed``; this process's rows of them."""
@@ -227,32 +214,7 @@ class CachedViews(Views):
             yield Batch(images, features, self.labels[index], *small, *target)
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Sample (epoch seed, index) -> augmented image, labels and target; the draws depend on nothing but these two."""
-
-    def __init__(self, folder: VOCFolder, config: ViewsConfig, spec: BatchSpec, labels: Tensor, grid: Size) -> None:
-        self.folder, self.spec, self.labels, self.grid = folder, spec, labels, grid
-        # the releases crop the images of stage 2 before they normalise them, those of stage 1 afterwards
-        fill = BLACK if spec.scores else transforms.IMAGENET_MEAN
-        self.augment: Any = transforms.CamAugmentation(config.crop, config.long_side, config.flip, config.jitter, fill)
-        if spec.target:
-            self.augment = transforms.SegmentationAugmentation(config.crop, config.zoom, config.flip, config.hsv)
-
-    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        seed, index = sample
-        name, generator = self.folder.names[index], transforms.seeded_generator(seed, index)
-        image = to_tensor(self.folder.image(name))
-        size = (image.shape[1], image.shape[2])
-        if self.spec.scores is not None:
-            scores, labels_of = self.spec.scores(name)
-            image, scores = self.augment(image, scores, generator)
-            return image, self.labels[index], labels_of(F.adaptive_avg_pool2d(scores, self.grid))
-        target = self.spec.target(name, size) if self.spec.target else torch.zeros(size, dtype=torch.long)
-        image, target = self.augment(image, target, generator)
-        return image, self.labels[index], target
-
-
-class AugmentedViews(Views):
+class AugmentedViews(Views, Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Fresh augmentations of every image in every epoch.
 
     CAM net and AffinityNet: long side drawn from ``config.long_side`` where it is given, flip, colour jitter, random crop.
@@ -262,8 +224,31 @@ class AugmentedViews(Views):
     """
 
     def _prepare(self, cache: Path | None) -> None:
-        grid = self._grid((self.config.crop, self.config.crop))
-        self.data = _Augmented(self.folder, self.config, self.spec, self.labels, grid)
+        config = self.config
+        self.grid = self._grid((config.crop, config.crop))
+        # the releases crop the images of stage 2 before they normalise them, those of stage 1 afterwards
+        fill = BLACK if self.spec.scores else transforms.IMAGENET_MEAN
+        self.augment: Any = transforms.CamAugmentation(config.crop, config.long_side, config.flip, config.jitter, fill)
+        if self.spec.target:
+            self.augment = transforms.SegmentationAugmentation(config.crop, config.zoom, config.flip, config.hsv)
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample (epoch seed, index) -> augmented image, labels, target; the draws depend on nothing but these two."""
+        seed, index = sample
+        name, generator = self.folder.names[index], transforms.seeded_generator(seed, index)
+        image = to_tensor(self.folder.image(name))
+        if self.spec.scores is not None:
+            scores, labels_of = self.spec.scores(name)
+            image, scores = self.augment(image, scores, generator)
+            return image, self.labels[index], labels_of(F.adaptive_avg_pool2d(scores, self.grid))
+        size = (image.shape[1], image.shape[2])
+        target = self.spec.target(name, size) if self.spec.target else torch.zeros(size, dtype=torch.long)
+        image, target = self.augment(image, target, generator)
+        return image, self.labels[index], target
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the network, for the processes that load images."""
+        return {**vars(self), "net": None}
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Batches of one epoch, a pure function of ``seed``; this process's rows of them.
@@ -279,35 +264,28 @@ class AugmentedViews(Views):
         if workers and sys.platform == "linux":
             options["multiprocessing_context"] = "fork"  # targets are read by closures, which only fork hands over
         samples = [[(seed, index) for index in batch] for batch in batches]
-        loaded = iter(DataLoader(self.data, batch_sampler=samples, **options))
+        loaded = iter(DataLoader(self, batch_sampler=samples, **options))
         for _ in samples:
             try:
                 parts = next(loaded)
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
-                raise WorkerDiedError(
-                    "loading images: a worker process died (out of memory?); the last checkpoint is kept, the same "
-                    "command carries on"
-                ) from error
+                advice = "the last checkpoint is kept, the same command carries on"
+                raise WorkerDiedError(f"loading images: a worker process died (out of memory?); {advice}") from error
             images, labels, target = (part.to(self.device, non_blocking=True) for part in parts)
-            small_images, small_features = None, None
+            batch = Batch(images, self._frozen(images), labels)
             if self.spec.small_scale is not None:
                 size = scaled_size(images.shape[-2:], self.spec.small_scale, 8)
-                small_images = F.interpolate(images, size, mode="bilinear", align_corners=True)
-                small_features = self._frozen(small_images)
-            own = target if self.spec.target or self.spec.scores else None
-            yield Batch(images, self._frozen(images), labels, small_images, small_features, own)
+                small = F.interpolate(images, size, mode="bilinear", align_corners=True)
+                batch = batch._replace(small_images=small, small_features=self._frozen(small))
+            yield batch._replace(target=target) if self.spec.target or self.spec.scores else batch
 
 
 def training_views(
-    folder: VOCFolder,
-    net: Any,
-    config: ViewsConfig,
-    batch_size: int,
-    spec: BatchSpec = BatchSpec(),
-    cache: Path | None = None,
-) -> Views:
+    folder: VOCFolder, net: Any, config: ViewsConfig, batch_size: int, spec: BatchSpec = BatchSpec(),
+    cache: Path | None = None
+) -> Views:  # fmt: skip
     """:class:`CachedViews` or :class:`AugmentedViews`, as ``config.cached`` says."""
     views = CachedViews if config.cached else AugmentedViews
     return views(folder, net, config, batch_size, spec, cache)

@@ -14,12 +14,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-# What cannot change a number: the ground floor (two processes give what one gives, see placement), settings (their
+# What cannot change a number: the ground floor (two processes give what one gives, see processes), settings (their
 # values are in a step's key), labels (in the data's hash) and writers of folders.
 _NEUTRAL_ROOM = f"{_PACKAGE}.system."
-_NEUTRAL = frozenset(
-    {f"{_PACKAGE}.stages.config", f"{_PACKAGE}.data.labels", f"{_PACKAGE}.data.layout", f"{_PACKAGE}.variants"}
-)
+_NEUTRAL = frozenset({f"{_PACKAGE}.stages.config", f"{_PACKAGE}.data.layout", f"{_PACKAGE}.variants"})
 
 
 def code_version(*modules: str) -> str:

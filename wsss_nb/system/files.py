@@ -19,15 +19,8 @@ from filelock import FileLock, Timeout
 from wsss_nb.system.errors import DiskFullError, InputError, expecting
 
 __all__ = [
-    "atomic_path",
-    "json_hash",
-    "only_run",
-    "project_root",
-    "read_json",
-    "sha256_file",
-    "waiting_lock",
-    "write_json",
-]
+    "atomic_path", "json_hash", "only_run", "project_root", "read_json", "sha256_file", "waiting_lock", "write_json"
+]  # fmt: skip
 
 
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}

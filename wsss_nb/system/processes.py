@@ -6,7 +6,8 @@ connects the processes. A single process needs and loads nothing of it. All proc
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from wsss_nb.system.errors import expecting, require
 
-__all__ = ["Processes", "launched", "processes"]
+__all__ = ["Processes", "draw_rows", "is_slice", "launched", "processes", "slice_of_batch"]
 
 T = TypeVar("T")
 
@@ -131,3 +132,44 @@ def processes() -> Processes:
         InputError: several processes without Accelerate.
     """
     return _Launched() if launched() > 1 else Processes()
+
+
+# Random numbers depend on an image's place in the batch, not on which process computes it: where several processes share a
+# batch, each draws for the whole batch from the same state of the generator and keeps its slice.
+_slice: tuple[int, int] | None = None
+
+
+@contextmanager
+def slice_of_batch(start: int, total: int) -> Iterator[None]:
+    """In this block, batches are the rows from ``start`` on of a global batch of ``total`` rows.
+
+    Example:
+        >>> import torch
+        >>> with slice_of_batch(2, 4):
+        ...     draw_rows(lambda shape: torch.arange(shape[0]), (2,))
+        tensor([2, 3])
+    """
+    global _slice
+    before, _slice = _slice, (start, total)
+    try:
+        yield
+    finally:
+        _slice = before
+
+
+def is_slice() -> bool:
+    """Whether a batch is a slice of a larger one."""
+    return _slice is not None
+
+
+def draw_rows(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """``draw(shape)``, of a slice the rows of what is drawn for the global batch.
+
+    Args:
+        draw: shape -> random numbers of that shape.
+        shape: (rows here, ...).
+    """
+    if _slice is None:
+        return draw(shape)
+    start, total = _slice
+    return draw((total, *shape[1:]))[start : start + shape[0]]

@@ -86,13 +86,9 @@ def _pool(workers: int, threads: int | None, gpu: bool = False) -> ProcessPoolEx
 
 
 def finished_results(
-    function: Callable[..., Result],
-    jobs: Mapping[str, tuple[Any, ...]],
-    workers: Workers,
-    name: str,
-    *,
-    gpu: bool = False,
-) -> Generator[tuple[str, Result], None, None]:
+    function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]], workers: Workers, name: str, *,
+    gpu: bool = False
+) -> Generator[tuple[str, Result], None, None]:  # fmt: skip
     """``function(*job)`` of every job, ``workers`` at a time in fresh processes: (key, result) as they finish.
 
     Each computes with one thread, because the number of threads changes the order of floating-point sums: the

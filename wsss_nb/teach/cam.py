@@ -2,8 +2,7 @@
 
 # ruff: noqa: RUF001 -- Greek letters and minus signs are what the pictures show
 
-from __future__ import annotations
-
+import operator
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +17,7 @@ from wsss_nb.cam import class_activation_map
 from wsss_nb.counts import confusion_matrix, contour_f, contour_matches, iou
 from wsss_nb.crf import CRFConfig, dense_crf
 from wsss_nb.data.transforms import to_tensor
-from wsss_nb.models.efficientnet import create_imagenet_classifier
+from wsss_nb.models.networks import create_imagenet_classifier
 from wsss_nb.pseudo_labels import add_background, label_map
 from wsss_nb.sampling import POOLINGS
 from wsss_nb.system.errors import require
@@ -27,15 +26,8 @@ from wsss_nb.teach.photos import CLASS_NAMES, Photo, class_name, load_photo, rea
 from wsss_nb.teach.pictures import SKY, Panel, Picture, Pixels, color_unit, draw_boundary, overlay, render_panels
 
 __all__ = [
-    "CamExplorer",
-    "activation",
-    "class_logits",
-    "enlarge",
-    "photo_logits",
-    "refine_map",
-    "render_cam",
-    "score_map",
-]
+    "CamExplorer", "activation", "class_logits", "enlarge", "photo_logits", "refine_map", "render_cam", "score_map"
+]  # fmt: skip
 
 PLAY_CRF = CRFConfig(iterations=5)
 """The CRF of the explorers: half the rounds of the default, to play with."""
@@ -95,7 +87,7 @@ def score_map(
     Scores are "covered" (fraction of the image called foreground) and, with a mask, "iou" of the foreground and
     "contour_f".
     """
-    labels = label_map(add_background(np.asarray(foreground, np.float32)[None], rule))
+    labels = label_map(add_background(torch.as_tensor(foreground, dtype=torch.float32)[None], rule)).numpy()
     scores = {} if mask is None else score_labels(labels, mask.astype(np.uint8))
     return labels, {"covered": float((labels == 1).mean()), **scores}
 
@@ -109,21 +101,15 @@ def refine_map(image: Pixels, activation: Tensor, rule: str, crf: CRFConfig) -> 
         rule: background rule, such as "threshold:0.3".
         crf: parameters of the CRF.
     """
-    scores = add_background(enlarge(activation, (image.shape[0], image.shape[1]))[None], rule)
+    scores = add_background(torch.from_numpy(enlarge(activation, image.shape[:2]))[None], rule).numpy()
     return np.asarray(dense_crf(image.copy(), scores / scores.sum(0).clip(1e-5), **crf.model_dump())[1])
 
 
 def render_cam(
-    image: Pixels,
-    activation: Tensor,
-    *,
-    strength: float = 0.6,
-    rule: str = "threshold:0.3",
-    mask: npt.NDArray[np.bool_] | None = None,
-    refined: npt.NDArray[np.floating] | None = None,
-    name: str = "object",
-    pooling: str = "average",
-) -> Picture:
+    image: Pixels, activation: Tensor, *, strength: float = 0.6, rule: str = "threshold:0.3",
+    mask: npt.NDArray[np.bool_] | None = None, refined: npt.NDArray[np.floating] | None = None, name: str = "object",
+    pooling: str = "average"
+) -> Picture:  # fmt: skip
     """Overlay of one class's map, the label map that a background rule makes of it, and its scores.
 
     Args:
@@ -183,26 +169,21 @@ class CamExplorer(Explorer):
 
     encoding = "jpeg"
     photo = own = Photo("", np.zeros((1, 1, 3), np.uint8))  # what is shown; the upload, once there is one
-    _refined: dict[tuple[Any, ...], npt.NDArray[np.floating]]
 
     def __init__(self, photo: str = "coffee") -> None:
         rules = [("a > threshold", "threshold"), ("a > (1 − a)^α", "power"), ("a > 1 − a", "complement")]
         restart = dict.fromkeys(("photo_menu", "stride"), self.restart)
         super().__init__(
-            1100,
-            {**restart, "upload": self._take_upload, "class_menu": self._change_class},
-            photo_menu=menu(photo_options(), "photograph", photo),
-            upload=ipywidgets.FileUpload(accept="image/*", multiple=False, description=_OWN),
-            class_menu=menu([], "class"),
-            stride=menu([(f"{pixels} pixels", pixels) for pixels in (32, 16, 8)], "a map pixel is", 16),
+            1100, {**restart, "upload": self._take_upload}, photo_menu=menu(photo_options(), "photograph", photo),
+            upload=ipywidgets.FileUpload(accept="image/*", multiple=False, description=_OWN), class_menu=menu([],
+            "class"), stride=menu([(f"{pixels} pixels", pixels) for pixels in (32, 16, 8)], "a map pixel is", 16),
             normalize=menu([("divide by the maximum", "maximum"), ("softmax (Eq. 1)", "softmax")], "scale"),
-            strength=slider(0.6, 0, 1, 0.05, "overlay"),
-            rule=menu(rules, "background"),
-            threshold=slider(0.3, 0, 1, 0.01, "threshold"),
-            alpha=slider(4.0, 0.5, 32, 0.5, "α"),
-            pooling=menu(_OFFERED, "pooling"),
-            crf=ipywidgets.Checkbox(value=False, description="refine by a dense CRF (slow)", indent=False),
-        )
+            strength=slider(0.6, 0, 1, 0.05, "overlay"), rule=menu(rules, "background"), threshold=slider(0.3, 0, 1,
+            0.01, "threshold"), alpha=slider(4.0, 0.5, 32, 0.5, "α"), pooling=menu(_OFFERED, "pooling"),
+            crf=ipywidgets.Checkbox(value=False, description="refine by a dense CRF (slow)", indent=False)
+        )  # fmt: skip
+        for control in (self.threshold, self.alpha):
+            ipywidgets.dlink((self.crf, "value"), (control, "continuous_update"), operator.not_)
 
     def load(self) -> None:
         """The menu's photograph and its maps; another photograph is shown with its most interesting class."""
@@ -211,65 +192,45 @@ class CamExplorer(Explorer):
         photo = self.own if name == _OWN else load_photo(name)
         self.logits = class_logits(photo.image, stride) if name == _OWN else photo_logits(name, stride)
         kept = self.class_menu.value if photo is self.photo else None
-        self.photo, self._refined = photo, {}
-        probability = self.logits.mean((1, 2)).softmax(0)
+        self.photo, self._kept = photo, lru_cache(maxsize=1)(self._refine)
+        self._scores = {kind: POOLINGS[kind](self.logits[None])[0] for kind in _OFFERED}
+        probability = self._scores["average"].softmax(0)
         first = list(dict.fromkeys((*photo.classes, *probability.topk(6).indices.tolist())))
         rest = sorted(set(range(len(CLASS_NAMES))) - set(first), key=lambda k: CLASS_NAMES[k].casefold())
         options = [(f"{class_name(k)}  ({100 * probability[k]:.1f} %)", k) for k in first]
         with self.quietly():
             self.class_menu.options = [*options, *((class_name(k), k) for k in rest)]
             self.class_menu.value = first[0] if kept is None else kept
-        self._list_pooling()
-
-    def _list_pooling(self) -> None:
-        """What each kind of pooling makes of the class's map, in the menu."""
-        kept, options = self.pooling.value, []
-        for kind in _OFFERED:
-            scores = POOLINGS[kind](self.logits[None])[0]
-            logit, probability = scores[self.class_menu.value], scores.softmax(0)[self.class_menu.value]
-            options.append((f"{kind}: logit {logit:.1f}, {100 * probability:.1f} %".replace("-", "−"), kind))
-        with self.quietly():
-            self.pooling.options, self.pooling.value = options, kept
-
-    def _change_class(self, _: Any) -> None:
-        self._list_pooling()
-        self.refresh()
 
     def _take_upload(self, _: Any) -> None:
         """Choose the uploaded file in the menu; the button forgets it, so that it can be uploaded again."""
         if not self.upload.value:
             return
-        (file,) = self.upload.value
         with self.quietly():
-            self.upload.value = ()
-        self.own = read_photo(bytes(file["content"]), str(file["name"]))
-        with self.quietly():
+            (file,), self.upload.value = self.upload.value, ()
+            self.own = read_photo(bytes(file["content"]), str(file["name"]))
             self.photo_menu.options = [*photo_options(), (f"{_OWN}: {self.own.title}", _OWN)]
             self.photo_menu.value = _OWN
         self.restart()
 
-    def refresh(self, change: Any = None) -> None:
-        """Redraw; with the CRF on, the sliders that it depends on redraw when they are let go."""
-        for control in (self.threshold, self.alpha):
-            control.continuous_update = not self.crf.value
-        super().refresh(change)
-
     def draw(self) -> Picture:
-        """Overlay, label map, scores."""
+        """Overlay, label map, scores; in the menu, what each kind of pooling makes of the class's map."""
+        index, kept, options = self.class_menu.value, self.pooling.value, []
+        for kind, scores in self._scores.items():
+            words = f"{kind}: logit {scores[index]:.1f}, {100 * scores.softmax(0)[index]:.1f} %"
+            options.append((words.replace("-", "−"), kind))
+        with self.quietly():
+            self.pooling.options, self.pooling.value = options, kept
         rules = {"threshold": f"threshold:{self.threshold.value:g}", "power": f"power:{self.alpha.value:g}"}
         rule = rules.get(self.rule.value, self.rule.value)
         self.threshold.disabled = self.rule.value != "threshold"
         self.alpha.disabled = self.rule.value != "power"
-        foreground = activation(self.logits, self.class_menu.value, self.normalize.value)
-        given = {"mask": self.photo.mask, "name": class_name(self.class_menu.value), "rule": rule}
+        foreground = activation(self.logits, index, self.normalize.value)
+        given = {"mask": self.photo.mask, "name": class_name(index), "rule": rule}
         if self.crf.value:
-            given["refined"] = self._refine(foreground, rule)
+            given["refined"] = self._kept(index, self.normalize.value, rule)
         return render_cam(self.photo.image, foreground, **given, **self.chosen("strength", "pooling"))
 
-    def _refine(self, foreground: Tensor, rule: str) -> npt.NDArray[np.floating]:
-        """The CRF's result for these settings; kept while others change."""
-        settings = (self.class_menu.value, self.normalize.value, rule)
-        if settings not in self._refined:
-            self.say("dense CRF …")
-            self._refined = {settings: refine_map(self.photo.image, foreground, rule, PLAY_CRF)}
-        return self._refined[settings]
+    def _refine(self, index: int, normalize: str, rule: str) -> npt.NDArray[np.floating]:
+        self.say("dense CRF …")
+        return refine_map(self.photo.image, activation(self.logits, index, normalize), rule, PLAY_CRF)

@@ -1,7 +1,5 @@
 """Course material: the lesson notebooks as copies for students and for the teacher."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

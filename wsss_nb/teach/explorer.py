@@ -1,9 +1,8 @@
 """What all explorers share: controls above one picture that is updated in place, and words below it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from html import escape
 from typing import Any, Literal
 
@@ -55,9 +54,13 @@ class Explorer(ipywidgets.VBox):
         super().__init__([grid, self.picture, self.words])
         self.add_class("wsss-explorer")
         self.load()
-        self.refresh()
+        self._react(self.refresh)
         for name, control in controls.items():
-            self._watch(control, (reactions or {}).get(name, self.refresh))
+            react = partial(self._react, (reactions or {}).get(name, self.refresh))
+            if control in buttons:
+                control.on_click(react)
+            else:
+                control.observe(react, names="value")
 
     def load(self) -> None:
         """Get what the chosen example needs, before the first picture and when another one is chosen."""
@@ -73,19 +76,16 @@ class Explorer(ipywidgets.VBox):
 
     def refresh(self, _: Any = None) -> None:
         """Redraw; the old picture stays where the settings make none."""
-        if not self._quiet:
-            self._guard(self._show)
-
-    def _show(self) -> None:
         with fixed_threads(1):
             picture = self.draw()
         self.values = dict(picture.values)
         self.picture.value = picture.png() if self.encoding == "png" else picture.jpeg()
         self.say(picture.alt)
 
-    def _guard(self, action: Callable[..., None], *arguments: Any) -> None:
+    def _react(self, reaction: Reaction, change: Any = None) -> None:
         try:
-            action(*arguments)
+            if not self._quiet:
+                reaction(change)
         except Exception as error:  # memory that ran out, a file that broke off: the kernel goes on
             self.say(str(error) or type(error).__name__, problem=True)
 
@@ -102,16 +102,6 @@ class Explorer(ipywidgets.VBox):
         """Put a sentence below the picture."""
         style = f"color:{_PROBLEM if problem else _PLAIN};font-size:12px;line-height:1.3"
         self.words.value = f'<div role="status" aria-live="polite" style="{style}">{escape(text)}</div>'
-
-    def _watch(self, control: Any, reaction: Reaction) -> None:
-        def react(change: Any) -> None:
-            if not self._quiet:
-                self._guard(reaction, change)
-
-        if isinstance(control, ipywidgets.Button):
-            control.on_click(react)
-        else:
-            control.observe(react, names="value")
 
 
 def slider(value: float, low: float, high: float, step: float, text: str, fluent: bool = True) -> Any:

@@ -1,7 +1,5 @@
 """What the lessons share: a few synthetic fish as tensors, a training that takes seconds, and a growing loss curve."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from wsss_nb.cam import class_activation_map, condition_on_labels
 from wsss_nb.data.synthetic import FISH, HEAD, synthetic_sample
 from wsss_nb.metrics import ContourFScore, MeanIoU, PartCoverage
-from wsss_nb.models.cam_net import create_cam_net
+from wsss_nb.models.networks import create_cam_net
 from wsss_nb.system.workers import fixed_threads
 from wsss_nb.teach.pictures import Picture, Pixels, chart
 
@@ -70,7 +68,7 @@ def draw_fish(
     images, masks, parts = (
         torch.from_numpy(np.stack([getattr(sample, kind) for sample in samples])) for kind in ("image", "mask", "part")
     )
-    names = ("background", *(fish.name for fish in FISH[: num_classes - 1]))
+    names = ("background", *[*FISH][: num_classes - 1])
     return FishBatch((images.permute(0, 3, 1, 2) / 255).contiguous(), labels, masks, parts, names)
 
 
@@ -94,15 +92,9 @@ def frozen_features(images: Tensor, side: int = 320) -> Tensor:
 
 @fixed_threads(1)
 def train_head(
-    loss_of: Loss,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    steps: int = 250,
-    seed: int = 0,
-    head: nn.Module | None = None,
-    watch: Callable[[int, nn.Module], None] | None = None,
-) -> tuple[nn.Module, list[float]]:
+    loss_of: Loss, features: Tensor, labels: Tensor, *, steps: int = 250, seed: int = 0, head: nn.Module | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None
+) -> tuple[nn.Module, list[float]]:  # fmt: skip
     """Train a small head (1x1 convolution, ReLU, 1x1 convolution) on image-level labels: AdamW, batches of 16.
 
     Args:

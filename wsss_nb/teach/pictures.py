@@ -4,8 +4,6 @@ Everything but a chart is drawn with Pillow straight into one array; a picture o
 of what a plotting library needs for the same.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 from wsss_nb.system.errors import require
 
 __all__ = [
-    "Panel",
-    "chart",
-    "color_labels",
-    "color_signed",
-    "color_unit",
-    "draw_boundary",
-    "label_key",
-    "make_film",
-    "overlay",
-    "render_panels",
-]
+    "Panel", "chart", "color_labels", "color_signed", "color_unit", "draw_boundary", "label_key", "make_film",
+    "overlay", "render_panels"
+]  # fmt: skip
 
 ACTIVATION = "viridis"
 """Colour map of activations and probabilities, 0 dark to 1 bright; ordered in every kind of colour vision."""
@@ -123,14 +113,11 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=16)
-def _dot_masks(radius: float) -> tuple[Image.Image, Image.Image]:
-    """Coverage of the rim's disk and of the dot's, for pasting."""
-    side = 2 * round(radius) + 4
-    disk, dot = Image.new("L", (side * _FINE, side * _FINE)), Image.new("L", (side * _FINE, side * _FINE))
-    for mask, r in ((disk, radius), (dot, radius - 0.9)):
-        low, high = (side / 2 - r) * _FINE, (side / 2 + r) * _FINE
-        ImageDraw.Draw(mask).ellipse((low, low, high, high), fill=255)
-    return disk.reduce(_FINE), dot.reduce(_FINE)
+def _disk(radius: float, side: int) -> Image.Image:
+    """How much of each of side x side pixels a disk in their middle covers, for pasting."""
+    mask, low, high = Image.new("L", (side * _FINE,) * 2), (side / 2 - radius) * _FINE, (side / 2 + radius) * _FINE
+    ImageDraw.Draw(mask).ellipse((low, low, high, high), fill=255)
+    return mask.reduce(_FINE)
 
 
 def _swatch_width(name: str) -> float:
@@ -195,9 +182,9 @@ class Canvas:
 
     def dot(self, x: float, y: float, radius: float, color: Color = ORANGE) -> None:
         """A filled dot with a white rim."""
-        left, top = round(x - radius) - 1, round(y - radius) - 1
-        for mask, fill in zip(_dot_masks(radius), ((255, 255, 255), color), strict=True):
-            self._image.paste(fill, (left, top), mask)
+        corner, side = (round(x - radius) - 1, round(y - radius) - 1), 2 * round(radius) + 4
+        self._image.paste((255, 255, 255), corner, _disk(radius, side))
+        self._image.paste(color, corner, _disk(radius - 0.9, side))
 
     def line(self, points: npt.NDArray[np.floating], color: Color = INK, width: int = 2) -> None:
         """An antialiased polyline through points (n, 2) of x, y."""
@@ -314,11 +301,9 @@ def draw_boundary(image: Pixels, label_map: npt.NDArray[np.generic], color: Colo
     labels = np.asarray(label_map)
     across, down = labels[:, :-1] != labels[:, 1:], labels[:-1] != labels[1:]
     edge = np.zeros(labels.shape, dtype=bool)
-    edge[:, :-1] |= across
-    edge[:-1] |= down
-    if width == 2:
-        edge[:, 1:] |= across
-        edge[1:] |= down
+    for shift in range(width):
+        edge[:, shift : shift + across.shape[1]] |= across
+        edge[shift : shift + len(down)] |= down
     return np.where(edge[..., None], np.array(color, np.uint8), image)
 
 
@@ -353,14 +338,9 @@ class Panel(NamedTuple):
 
 
 def render_panels(
-    panels: Sequence[Panel],
-    alt: str,
-    *,
-    columns: int | None = None,
-    panel_width: int = 300,
-    values: Mapping[str, float] | None = None,
-    key: Sequence[Swatch] = (),
-) -> Picture:
+    panels: Sequence[Panel], alt: str, *, columns: int | None = None, panel_width: int = 300, values: Mapping[str,
+    float] | None = None, key: Sequence[Swatch] = ()
+) -> Picture:  # fmt: skip
     """Lay panels out in rows of equal panels.
 
     Args:
@@ -377,10 +357,8 @@ def render_panels(
     require(len(panels) > 0, "panels: expected at least one, got none")
     columns = columns or len(panels)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = []
-    for row in rows:
-        height = max(round(panel_width * p.pixels.shape[0] / p.pixels.shape[1]) for p in row)
-        heights.append(_TITLE + height + _NOTE * any(p.note for p in row) + _GAP)
+    tallest = [max(round(panel_width * p.pixels.shape[0] / p.pixels.shape[1]) for p in row) for row in rows]
+    heights = [_TITLE + most + _NOTE * any(p.note for p in row) + _GAP for most, row in zip(tallest, rows, strict=True)]
     legends = [any(p.legend is not None for p in panels[column::columns]) for column in range(columns)]
     widths = [panel_width + BAR * has_legend + _GAP for has_legend in legends]
     width = sum(widths) - _GAP

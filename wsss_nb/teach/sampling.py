@@ -1,7 +1,5 @@
 """Importance sampling: where the loss of Eq. 5 pushes a map, the picture of it, and the explorer over it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,13 +21,9 @@ __all__ = ["SamplingExample", "SamplingExplorer", "imitated_example", "loss_grad
 
 @fixed_threads(1)
 def loss_gradient(
-    logits: Tensor,
-    labels: Tensor,
-    weight: float = 1.0,
-    num_samples: int | None = 1,
-    pooling: str = "max",
-    seed: int = 0,
-) -> Tensor:
+    logits: Tensor, labels: Tensor, weight: float = 1.0, num_samples: int | None = 1, pooling: str = "max",
+    seed: int = 0
+) -> Tensor:  # fmt: skip
     """Gradient of Eq. 5 with respect to the logits, (1, K, h, w): minus it is where a training step pushes them."""
     leaf = logits.detach().clone().requires_grad_()
     generator = torch.Generator().manual_seed(seed)
@@ -114,14 +108,11 @@ class SamplingExplorer(Explorer):
         self.seed = 0
         steps = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
         super().__init__(
-            1200,
-            {"example": self.restart, "redraw": self._draw_again},
-            example=menu([(one.title, place) for place, one in enumerate(self.examples)], "map of"),
-            class_menu=menu([], "class"),
-            num_samples=menu(steps, "draws", 10, ipywidgets.SelectionSlider),
-            weight=slider(1.0, 0, 1, 0.05, "λ"),
-            redraw=ipywidgets.Button(description="draw again", icon="refresh"),
-        )
+            1200, {"example": self.restart, "redraw": self._draw_again}, example=menu([(one.title, place) for place,
+            one in enumerate(self.examples)], "map of"), class_menu=menu([], "class"), num_samples=menu(steps, "draws",
+            10, ipywidgets.SelectionSlider), weight=slider(1.0, 0, 1, 0.05, "λ"),
+            redraw=ipywidgets.Button(description="draw again", icon="refresh")
+        )  # fmt: skip
 
     def load(self) -> None:
         """The classes of the example in the menu, those of the image first."""

@@ -2,8 +2,6 @@
 
 # ruff: noqa: RUF001 -- Greek letters and minus signs are what the pictures show
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from wsss_nb.data.transforms import to_tensor
 from wsss_nb.similarity import MU_RANGE, dissimilarity, feature_similarity, feature_similarity_loss, spatial_weight
+from wsss_nb.system.errors import require
 from wsss_nb.system.workers import fixed_threads
 from wsss_nb.teach import pictures
 from wsss_nb.teach.cam import activation, photo_logits, score_map
@@ -112,15 +111,9 @@ def _shrink(mask: npt.NDArray[np.bool_], size: int) -> Tensor:
 
 
 def render_similarity(
-    image: Tensor,
-    foreground: Tensor,
-    *,
-    mu: float = 2.5,
-    sigma: float = 3.0,
-    pixel: tuple[int, int] | None = None,
-    mask: npt.NDArray[np.bool_] | None = None,
-    descended: tuple[int, Tensor] | None = None,
-) -> Picture:
+    image: Tensor, foreground: Tensor, *, mu: float = 2.5, sigma: float = 3.0, pixel: tuple[int, int] | None = None,
+    mask: npt.NDArray[np.bool_] | None = None, descended: tuple[int, Tensor] | None = None
+) -> Picture:  # fmt: skip
     """Eq. 6-8 around one pixel: f, w, whom the pixel attracts and repels, the loss and where it pushes the map.
 
     Args:
@@ -141,8 +134,8 @@ def render_similarity(
     """
     height, width = foreground.shape
     row, column = pixel if pixel is not None else (height // 2, width // 2)
-    if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"pixel: expected a place in {(height, width)}, got {(row, column)}")
+    inside = 0 <= row < height and 0 <= column < width
+    require(inside, f"pixel: expected a place in {(height, width)}, got {(row, column)}")
     a = foreground.detach().float()
     colors = image[0].permute(1, 2, 0)
     delta = dissimilarity(colors, colors[row, column])
@@ -230,17 +223,14 @@ class SimilarityExplorer(Explorer):
     def __init__(self, photo: str = "coffee", size: int = 56) -> None:
         self.size = size
         super().__init__(
-            1120,
-            {"photo_menu": self.restart, "reset": self.restart, "steps": lambda _: None, "descend": self._descend},
-            photo_menu=menu([*photo_options(), ("Synthetic fish", "fish")], "image", photo),
-            mu=slider(2.5, *MU_RANGE, 0.1, "μ"),
-            sigma=slider(3.0, 0.5, 12, 0.1, "σ (map pixels)"),
-            row=slider(size // 2, 0, size - 1, 1, "row of i"),
-            column=slider(size // 2, 0, size - 1, 1, "column of i"),
-            steps=slider(10, 1, 50, 1, "steps"),
-            descend=ipywidgets.Button(description="descend", icon="arrow-down", layout={"width": "auto"}),
-            reset=ipywidgets.Button(description="reset the map", icon="undo", layout={"width": "auto"}),
-        )
+            1120, {"photo_menu": self.restart, "reset": self.restart, "steps": lambda _: None,
+            "descend": self._descend}, photo_menu=menu([*photo_options(), ("Synthetic fish", "fish")], "image", photo),
+            mu=slider(2.5, *MU_RANGE, 0.1, "μ"), sigma=slider(3.0, 0.5, 12, 0.1, "σ (map pixels)"),
+            row=slider(size // 2, 0, size - 1, 1, "row of i"), column=slider(size // 2, 0, size - 1, 1, "column of i"),
+            steps=slider(10, 1, 50, 1, "steps"), descend=ipywidgets.Button(description="descend", icon="arrow-down",
+            layout={"width": "auto"}), reset=ipywidgets.Button(description="reset the map", icon="undo",
+            layout={"width": "auto"})
+        )  # fmt: skip
 
     def load(self) -> None:
         """The image with its map as it was before any descent."""

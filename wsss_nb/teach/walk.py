@@ -2,10 +2,9 @@
 
 # ruff: noqa: RUF001 -- Greek letters are what the pictures show
 
-from __future__ import annotations
-
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets
 import numpy as np
@@ -132,35 +131,23 @@ class WalkExplorer(Explorer):
     """
 
     def __init__(
-        self,
-        examples: Sequence[WalkExample] = (),
-        *,
-        alpha: float = 6.0,
-        beta: float = 8.0,
-        log_t: int = 6,
-        crf: CRFConfig = PLAY_CRF,
-    ) -> None:
+        self, examples: Sequence[WalkExample] = (), *, alpha: float = 6.0, beta: float = 8.0, log_t: int = 6,
+        crf: CRFConfig = PLAY_CRF
+    ) -> None:  # fmt: skip
         self.examples = list(examples) or [imitated_walk()]
         self.crf_settings = crf
         super().__init__(
-            1160,
-            example=menu([(one.title, place) for place, one in enumerate(self.examples)], "image"),
-            alpha=slider(float(alpha), 1, 16, 0.5, "α (background)"),
-            beta=slider(float(beta), 1, 16, 0.5, "β (affinities)"),
-            log_t=slider(log_t, 0, 10, 1, "log₂ of the steps"),
-            crf=ipywidgets.Checkbox(value=False, description="dense CRF afterwards (slow)", indent=False),
-            position=slider(float(crf.bilateral_sxy), 1, 160, 1, "CRF: pixels", fluent=False),
-            color=slider(float(crf.bilateral_srgb), 1, 60, 1, "CRF: colours", fluent=False),
-            iterations=slider(crf.iterations, 1, 10, 1, "CRF: rounds", fluent=False),
-        )
-
-    def refresh(self, change: Any = None) -> None:
-        """Redraw; with the CRF on, a slider of the walk redraws when it is let go."""
-        for control in (self.alpha, self.beta, self.log_t):
-            control.continuous_update = not self.crf.value
-        for control in (self.position, self.color, self.iterations):
-            control.disabled = not self.crf.value
-        super().refresh(change)
+            1160, example=menu([(one.title, place) for place, one in enumerate(self.examples)], "image"),
+            alpha=slider(float(alpha), 1, 16, 0.5, "α (background)"), beta=slider(float(beta), 1, 16, 0.5,
+            "β (affinities)"), log_t=slider(log_t, 0, 10, 1, "log₂ of the steps"), crf=ipywidgets.Checkbox(value=False,
+            description="dense CRF afterwards (slow)", indent=False), position=slider(float(crf.bilateral_sxy), 1, 160,
+            1, "CRF: pixels", fluent=False), color=slider(float(crf.bilateral_srgb), 1, 60, 1, "CRF: colours",
+            fluent=False), iterations=slider(crf.iterations, 1, 10, 1, "CRF: rounds", fluent=False)
+        )  # fmt: skip
+        links = [(control, "continuous_update") for control in (self.alpha, self.beta, self.log_t)]
+        links += [(control, "disabled") for control in (self.position, self.color, self.iterations)]
+        for link in links:
+            ipywidgets.dlink((self.crf, "value"), link, operator.not_)
 
     def draw(self) -> Picture:
         """Before, after, scores."""
