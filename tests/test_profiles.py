@@ -299,3 +299,21 @@ def test_wrong_functions(own: Path, name: str, message: str) -> None:
     own.with_name("broken.py").write_text("raise ValueError('oh')\n")
     with pytest.raises(InputError, match=message):
         find_variant(name)
+
+
+# Files of one's own
+
+
+def test_a_file_starts_from_the_profile_that_it_names(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: quick\ncam: {epochs: 3}\nlambdas: [0.5]\n")
+    profile, quick = load_profile(str(mine)), load_profile("quick")
+    assert (profile.name, profile.cam.epochs, profile.lambdas) == ("mine", 3, (0.5,))
+    expected = quick.model_dump() | {"name": "mine", "lambdas": (0.5,), "cam": {**quick.cam.model_dump(), "epochs": 3}}
+    assert profile.model_dump() == expected
+    mine.write_text("epohcs: 3\n")
+    with pytest.raises(InputError, match="epohcs: "):
+        load_profile(str(mine))
+    mine.write_text("base: mine\n")
+    with pytest.raises(InputError, match="base: expected one of icam, paper, photos, quick, seam, got 'mine'"):
+        load_profile(str(mine))

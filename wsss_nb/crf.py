@@ -381,5 +381,5 @@ def _checked(image: Any, probabilities: Any, config: CRFConfig) -> tuple[np.ndar
     low, high = float(scores.min()), float(scores.max())
     require(0 <= low <= high <= 1 + 1e-3, f"probabilities: expected values in [0, 1], got {low:g} to {high:g}")
     side, longest = max(pixels.shape[:2]), LARGEST_COORDINATE * min(config.gaussian_sxy, config.bilateral_sxy)
-    require(side <= longest, f"image: expected at most {longest:g} pixels a side, got {side}")
+    require(not side > longest, f"image: expected at most {longest:g} pixels a side, got {side}")
     return np.require(pixels, None, ("C", "W")), np.require(scores, np.float32, ("C", "W"))

@@ -292,6 +292,8 @@ def classification_loss(
 def find_pooling(pooling: str | Pooling) -> Pooling:
     """A pooling by its name in :data:`POOLINGS` or as ``module:function``; a function is returned as it is.
 
+    ``y_k = pool(a_k)``: maps (B, K, H, W) to image-level predictions (B, K)
+
     Args:
         pooling: the name, or the function.
 

@@ -218,12 +218,13 @@ def load_profile(name: str, *changes: Mapping[str, Any] | str) -> Profile:
 
 
 def _values_of(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        return read_profile(Path(name)).model_dump()
-    require(name in PROFILES, f"profile: expected one of {', '.join(PROFILES)} or a YAML file, got {name!r}")
-    given = read_yaml(_FILES[name])
+    """What a profile or a YAML file sets, over the profile that it names as its base; all else is the paper's."""
+    is_file = name.endswith((".yaml", ".yml"))
+    require(is_file or name in PROFILES, f"profile: expected one of {', '.join(PROFILES)} or a YAML file, got {name!r}")
+    given = read_yaml(Path(name) if is_file else _FILES[name])
     base = given.pop("base", None)
-    return _merged(_values_of(base) if base else Settings().model_dump(), {**given, "name": name})
+    require(base in (None, *PROFILES), f"{name}: base: expected one of {', '.join(PROFILES)}, got {base!r}")
+    return _merged(_values_of(base) if base else Settings().model_dump(), {"name": Path(name).stem, **given})
 
 
 def validated(values: Mapping[str, Any]) -> Profile:

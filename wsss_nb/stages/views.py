@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -88,7 +89,7 @@ def unfinished(folder: VOCFolder, out: Path, suffix: str) -> list[str]:
     return [name for name in processes().shard(folder.names) if not (out / f"{name}{suffix}").exists()]
 
 
-class Views:
+class Views(ABC):
     """What a training sees of its images: ``steps`` batches an epoch, of ``batch_size`` images over all processes."""
 
     def __init__(
@@ -102,12 +103,13 @@ class Views:
         self.labels = torch.from_numpy(np.stack(list(folder.labels().values()))).float()  # (N, K)
         self._prepare(cache)
 
+    @abstractmethod
     def _prepare(self, cache: Path | None) -> None:
-        raise NotImplementedError
+        """Get ready once, before the first epoch."""
 
+    @abstractmethod
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Batches of one epoch, a pure function of ``seed``; this process's rows of them."""
-        raise NotImplementedError
 
     def _grid(self, size: Sequence[int]) -> Size:
         """Rows and columns of the network's map of an image."""
