@@ -257,7 +257,7 @@ def test_a_variant_changes_its_own_settings_and_no_others() -> None:
     assert profile.affinitynet_config(seam) == profile.seam_affinitynet != profile.affinitynet
 
 
-@pytest.mark.parametrize("name", ["lambda0", "lambda0.5", "lambda1_fsl", "lambda1e-05", *VARIANTS, "binomial+fsl"])
+@pytest.mark.parametrize("name", ["lambda0", "lambda0.5", "lambda1_fsl", "lambda1e-05", *VARIANTS, "average+fsl"])
 def test_names_find_their_variant(name: str) -> None:
     assert find_variant(name).name == name
 

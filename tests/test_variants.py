@@ -21,7 +21,7 @@ from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.cam import cam_loss
 from wsss_nb.stages.views import Batch
 from wsss_nb.system.errors import InputError
-from wsss_nb.system.plugins import plugin_hash
+from wsss_nb.system.plugins import load_function, plugin_hash
 from wsss_nb.variants import OURS, VARIANTS, find_variant, lambda_variant
 
 LOGITS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -152,6 +152,17 @@ def test_unknown_variants(name: str) -> None:
     assert name not in VARIANTS
 
 
+def test_a_loss_is_added_once_and_only_where_there_is_none() -> None:
+    found = find_variant("average+fsl")
+    assert (found.name, found.title, found.fsl) == ("average+fsl", "average pooling + FSL", True)
+    for name in ("seam+fsl", "lambda1+fsl", "lambda1_fsl+fsl", "binomial+fsl", "average+fsl+fsl"):
+        with pytest.raises(InputError, match=r"variant: expected \+fsl after one that has no such loss yet"):
+            find_variant(name)
+    for name in ("average+fslx", "seam+fsll"):
+        with pytest.raises(InputError, match="variant: expected one of"):
+            find_variant(name)
+
+
 # One's own
 
 
@@ -190,6 +201,29 @@ def test_a_loss_term_of_ones_own_is_added(module: Any) -> None:
     expected = (class_activation_map(LOGITS).square() * LABELS[:, :, None, None]).mean()
     assert losses["terms_a:squares"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert set(losses) == {"classification", "terms_a:squares"}
+
+
+def test_a_loss_term_of_ones_own_is_named_in_every_title_but_seams(module: Any) -> None:
+    module("terms_b", "def squares(cam, image, labels):\n    return cam.square().mean()\n")
+    grid = load_profile("quick", "cam.extra_loss=terms_b:squares").grid()
+    assert grid["lambda1_fsl"].title == "sampling (λ = 1) + FSL + squares" and grid["seam"].title == "SEAM"
+
+
+@pytest.mark.parametrize("result", ["cam.mean((1, 2, 3))", "1.0", "None"])
+def test_a_loss_term_gives_a_scalar(module: Any, result: str) -> None:
+    name = f"terms_c{abs(hash(result))}"
+    module(name, f"def term(cam, image, labels):\n    return {result}\n")
+    with pytest.raises(InputError, match=f"extra_loss: expected a scalar tensor of {name}:term, got"):
+        loss_of("lambda0", f"cam.extra_loss={name}:term")
+
+
+def test_an_edited_module_is_loaded_again(module: Any) -> None:
+    """A notebook's kernel lives on while one edits; the hash in a step's key is that of what is computed."""
+    path = module("pools_e", "def pool(cam):\n    return cam.amax((2, 3))\n")
+    maps = class_activation_map(LOGITS)
+    assert torch.equal(load_function("pools_e:pool")(maps), maps.amax((2, 3)))
+    path.write_text("def pool(cam):\n    return cam.mean((2, 3)) + 0\n")
+    assert torch.equal(load_function("pools_e:pool")(maps), maps.mean((2, 3)))
 
 
 def test_the_hash_of_a_plugin_is_that_of_its_source(module: Any) -> None:

@@ -126,7 +126,7 @@ def _profile(options: argparse.Namespace, *more: dict[str, Any]) -> Any:
         changes.append({"cam": {"extra_loss": options.extra_loss}})
     profile = load_profile(options.profile, *changes, *more)
     added = options.variant if isinstance(getattr(options, "variant", None), list) else []
-    if new := [name for name in dict.fromkeys(added) if name not in profile.grid()]:
+    if new := [name for name in dict.fromkeys(added) if find_variant(name).name not in profile.grid()]:
         profile = load_profile(options.profile, *changes, *more, {"variants": [*profile.variants, *new]})
     options.out = Path(options.out or f"runs/{profile.name}")
     return profile
@@ -239,11 +239,13 @@ def _train(options: argparse.Namespace) -> int:
 
     profile = _profile(options)
     name = find_variant(options.variant or (profile.refine or (OURS,))[0]).name
-    if name not in profile.grid():  # a point outside the profile's grid is added to it
-        profile = _profile(options, {"variants": [*profile.variants, options.variant or name]})
     seed = profile.seeds[0] if options.seed is None else options.seed
+    more: dict[str, Any] = {}  # a point outside the profile's grid is added to it
+    if name not in profile.grid():
+        more["variants"] = [*profile.variants, options.variant or name]
     if seed not in profile.seeds:
-        profile = profile.model_copy(update={"seeds": (*profile.seeds, seed)})
+        more["seeds"] = [*profile.seeds, seed]
+    profile = _profile(options, more) if more else profile
     first = profile.seeds[0]
     fits = options.stage == "cam" or seed == first
     require(fits, f"--seed: expected {first}, the first of seeds, for {options.stage}, got {seed}")

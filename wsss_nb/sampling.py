@@ -267,7 +267,7 @@ def classification_loss(
     require(cam.ndim == 4, f"cam: expected (B, K, H, W), got {tuple(cam.shape)}")
     terms = []
     if weight < 1:
-        of_logits = "logits" in inspect.signature(pool).parameters
+        of_logits = _takes_logits(pool)
         pooled_maps = logits if of_logits else cam
         if pooled_maps is None:
             raise InputError(f"logits: expected (B, K, H, W) with pooling={pooling!r}, got None")
@@ -287,6 +287,13 @@ def classification_loss(
             sampled = image_level_loss(drawn, labels, eps, background, name="cam")
         terms.append(sampled if weight == 1 else weight * sampled)
     return sum(terms[1:], start=terms[0])
+
+
+def _takes_logits(pool: Pooling) -> bool:
+    try:
+        return "logits" in inspect.signature(pool).parameters
+    except ValueError:  # compiled functions have none
+        return False
 
 
 def find_pooling(pooling: str | Pooling) -> Pooling:

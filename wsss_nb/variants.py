@@ -82,7 +82,7 @@ def lambda_variant(lam: float, fsl: bool, pooling: str = "max") -> Variant:
 def find_variant(name: str, pooling: str = "max") -> Variant:
     """A variant by its name: one of :data:`VARIANTS`, ``lambda0.5``, ``lambda1_fsl`` or ``module:function``.
 
-    ``+fsl`` after a name that is no lambda adds the feature-similarity loss.
+    ``+fsl`` after the name of a variant that has none, and is no lambda, adds the feature-similarity loss.
 
     Raises:
         InputError: no such variant, lambda outside [0, 1], or a module or function that cannot be had.
@@ -91,9 +91,11 @@ def find_variant(name: str, pooling: str = "max") -> Variant:
         >>> find_variant("average+fsl").title
         'average pooling + FSL'
     """
-    base, plus, _ = name.partition("+fsl")
-    if plus:
+    base = name.removesuffix("+fsl")
+    if base != name:
         found = find_variant(base, pooling)
+        if found.fsl or found.name == SEAM or found.lam is not None:
+            raise InputError(f"variant: expected +fsl after one that has no such loss yet (lambda1_fsl), got {name!r}")
         order = (*found.order, 1)
         return replace(found, name=f"{found.name}+fsl", title=f"{found.title} + FSL", fsl=True, order=order)
     if base in VARIANTS:

@@ -41,6 +41,11 @@ def _step(run: Run, place: str, name: str, stage: str, work: Work, **inputs: Any
     return run_step(run.folder / place, name, facts, work, made_by, partial(write_json, run.folder / AUTHOR, author))
 
 
+def _without(settings: dict[str, Any], *inference: str) -> dict[str, Any]:
+    """The settings that training depends on."""
+    return {name: value for name, value in settings.items() if name not in inference}
+
+
 def _folders(run: Run, **steps: Step) -> dict[str, str]:
     return {name: step.folder.relative_to(run.folder).as_posix() for name, step in steps.items()}
 
@@ -78,7 +83,8 @@ def pretrain(run: Run, on_epoch: OnEpoch | None = None) -> tuple[Path | None, st
         config=config.model_dump(mode="json"), backbone=backbone, seed=seed, threads=run.config.threads,
         upstream=given["sha256"],
     )  # fmt: skip
-    if run.results.pretrain is None and processes().is_main:
+    known = run.results.pretrain
+    if (known is None or known.folder != made.folder.name) and processes().is_main:
         start = Pretraining(seed=seed, folder=made.folder.name, cost=Cost(**total_cost(made)))
         run.record("cam", [], start)
     return made.folder / CHECKPOINT, made.key
@@ -109,7 +115,8 @@ def _cam_row(run: Run, name: str, seed: int, on_epoch: OnEpoch | None = None) ->
     def scoring(out: Path) -> dict[str, Any]:
         net = cam.load_cam(backbone, run.val.num_classes, config, model.folder / CHECKPOINT, seam=seam)
         cam.infer_cams(net, run.val, config, inference, out, seam=seam)
-        protocol = {**cam.cam_protocol(inference, seam=seam), "seed": seed}
+        extra = {"extra_loss": config.extra_loss} if config.extra_loss and not seam else {}
+        protocol = {**cam.cam_protocol(inference, seam=seam), **extra, "seed": seed}
         return {"scores": _scores(run, out, protocol), "parts": part_coverage(run.val, out)}
 
     with fixed_threads(1):
@@ -226,7 +233,8 @@ def train_affinitynet(run: Run, variant: str = OURS, on_epoch: OnEpoch | None = 
     )  # fmt: skip
     model = _step(
         run, place, "model", "affinitynet", training,
-        config=settings, backbone=backbone, seed=seed, threads=run.config.threads, upstream=crf.key,
+        config=_without(settings, "alpha_walk", "beta", "log_t"), backbone=backbone, seed=seed,
+        threads=run.config.threads, upstream=crf.key,
     )  # fmt: skip
     labels = _step(run, place, "train", "affinitynet", walking, config=settings, upstream=model.key)
     scored = _step(
@@ -259,7 +267,8 @@ def train_deeplab(run: Run, variant: str = OURS, on_epoch: OnEpoch | None = None
 
     model = _step(
         run, place, "model", "deeplab", training,
-        config=settings, backbone=backbone, seed=seed, threads=run.config.threads,
+        config=_without(settings, "crf", "scales", "flip", "interpolation"), backbone=backbone, seed=seed,
+        threads=run.config.threads,
         upstream=read_json(labels / MANIFEST)["key"],
     )  # fmt: skip
     scored = _step(

@@ -12,16 +12,18 @@ from wsss_nb.data.layout import write_labels
 from wsss_nb.data.synthetic import make_synthetic
 from wsss_nb.data.voc import VOCFolder, check_folder
 from wsss_nb.models.networks import BACKBONES
-from wsss_nb.run.profiles import DataConfig, Profile, load_profile, save_profile
+from wsss_nb.run.profiles import DataConfig, Profile, load_profile, save_profile, validated
 from wsss_nb.run.provenance import manifest
 from wsss_nb.run.results import RESULTS, DataInfo, Results, read_results
 from wsss_nb.run.run import CONFIG, PREPARED, Run, labelled_split
+from wsss_nb.run.steps import MANIFEST
 from wsss_nb.system.cluster import requested_cluster
 from wsss_nb.system.code_version import code_version
 from wsss_nb.system.errors import require
 from wsss_nb.system.files import json_hash, project_root, read_json, sha256_file, write_json
 from wsss_nb.system.plugins import is_plugin, plugin_hash
 from wsss_nb.system.processes import processes
+from wsss_nb.variants import Variant
 
 __all__ = ["initial_weights", "open_notebook_run", "open_run"]
 
@@ -73,7 +75,7 @@ def open_notebook_run(profile: str, data_root: str, out_dir: str, seed: int, ove
     chosen = load_profile(profile if not profile.endswith(".yaml") else str(root / profile), overrides)
     data = chosen.data.model_copy(update={"root": str(root / data_root)} if data_root else {})
     seeds = chosen.seeds if seed == chosen.seeds[0] or "seeds=" in overrides else (seed,)
-    return open_run(chosen.model_copy(update={"data": data, "seeds": seeds}), root / out_dir)
+    return open_run(validated({**chosen.model_dump(), "data": data.model_dump(), "seeds": seeds}), root / out_dir)
 
 
 def _prepare(profile: Profile, out: Path) -> dict[str, Any]:
@@ -82,7 +84,8 @@ def _prepare(profile: Profile, out: Path) -> dict[str, Any]:
     data = profile.data
     root = _root(data, out)
     place = root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root)
-    stamp = json_hash([place, data.model_dump(mode="json"), code_version("wsss_nb.data.voc"), _folder_stamp(root)])
+    code = code_version("wsss_nb.data.voc", "wsss_nb.data.layout")
+    stamp = json_hash([place, data.model_dump(mode="json"), code, _folder_stamp(root)])
     path = out / "data" / PREPARED
     before = read_json(path) if path.exists() else {}
     same = isinstance(before, dict) and before.get("stamp") == stamp
@@ -161,13 +164,18 @@ def _results(profile: Profile, out: Path, prepared: dict[str, Any], known: Resul
     facts |= {"first_seed": profile.seeds[0], "data_hash": prepared["hash"], "weights": prepared["weights"]}
     facts["plugins"] = plugin_hashes(profile.cam.model_dump(mode="json"))
     settings = json_hash(facts)
-    same = known if known is not None and known.settings == settings else None
+    same = known
+    if known is not None and known.settings != settings:  # going back to these settings finds their rows again
+        write_json(out / "data" / f"results-{known.settings[:8]}.json", known.model_dump(mode="json", by_alias=True))
+        earlier = out / "data" / f"results-{settings[:8]}.json"
+        same = read_results(earlier) if earlier.exists() else None
     data, grid = profile.data, profile.grid()
     train, val = (labelled_split(out, prepared, split) for split in (data.train_split, data.val_split))
     about: dict[str, Any] = {"train": len(train.names), "val": len(val.names), "val_names": list(val.names)}
     about |= {name: prepared[name] for name in ("hash", "root")}
+    current = {name for name, point in grid.items() if _same_plugins(profile, point, same, out)}
     kept: dict[str, Any] = {
-        section: [row for row in getattr(same, section, []) if row.variant in grid and row.seed in profile.seeds]
+        section: [row for row in getattr(same, section, []) if row.variant in current and row.seed in profile.seeds]
         for section in ("cam", "stages")
     }
     return Results(
@@ -175,6 +183,14 @@ def _results(profile: Profile, out: Path, prepared: dict[str, Any], known: Resul
         classes=list(val.classes), data=DataInfo(**about), weights=(prepared["weights"] or {}).get("sha256"),
         pretrain=None if same is None else same.pretrain, **kept
     )  # fmt: skip
+
+
+def _same_plugins(profile: Profile, point: Variant, known: Results | None, out: Path) -> bool:
+    """Whether the rows of a variant were made by the functions that it names, as they are now."""
+    now = plugin_hashes(profile.cam_config(point).model_dump(mode="json"))
+    folders = [out / row.steps["model"] for row in known.cam if row.variant == point.name] if known and now else []
+    made = [read_json(folder / MANIFEST) for folder in folders if (folder / MANIFEST).exists()]
+    return all(step["inputs"].get("plugins") == now for step in made)
 
 
 def plugin_hashes(values: dict[str, Any]) -> dict[str, str]:

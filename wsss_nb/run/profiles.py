@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,6 +103,10 @@ class Settings(Config):
         """The points of Figure 2 and the variants beside them, by name, in the order in which they are trained."""
         points = [lambda_variant(lam, fsl, self.cam.pooling) for fsl in self.fsl for lam in self.lambdas]
         points += [find_variant(name, self.cam.pooling) for name in self.variants]
+        if term := self.cam.extra_loss.partition(":")[2]:
+            points = [
+                replace(point, title=f"{point.title} + {term}") if point.name != SEAM else point for point in points
+            ]
         return {point.name: point for point in points}
 
     def cam_config(self, variant: Variant) -> CamConfig:

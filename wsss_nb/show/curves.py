@@ -24,6 +24,9 @@ __all__ = ["collect_background_threshold", "collect_figure_2", "collect_mu_sigma
 _BINS = 100
 _SCORES = {"miou": "area mIoU", "contour_f": "contour F-score"}
 
+# of the level lines of Figure 2, in the order of the variants
+_DASHES = ((1, 1), (6, 1.5, 1, 1.5), (3, 3), (8, 2), (2, 4), (10, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 4))
+
 
 def collect_figure_2(run: Run) -> Arrays:
     """Scores of every CAM training: the points of the curves, and the baselines."""
@@ -53,7 +56,7 @@ def plot_figure_2(arrays: Arrays) -> Figure:
                 _curve(axes, arrays["lambda"][chosen], arrays[key][chosen], name, *look, side=2 * fsl - 1)
         for number, name in enumerate(dict.fromkeys(arrays["baseline"].tolist())):
             values = arrays[f"baseline_{key}"][arrays["baseline"] == name]
-            dashes = ((0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 3)), (0, (8, 2)))[number % 4]
+            dashes = (0, _DASHES[number % len(_DASHES)])
             _level(axes, values, f"{name} ({_of_seeds([len(values)])})", dashes)
         paper, label = getattr(published, key), "paper, VOC val: λ = 1 with FSL (Table 1)"
         axes.plot(place, paper, linestyle="none", **star, markeredgewidth=0.8, label=label, zorder=4, clip_on=False)

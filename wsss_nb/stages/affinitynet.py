@@ -158,7 +158,7 @@ def image_affinity(net: Any, image: np.ndarray, config: AffinityNetConfig) -> tu
 
 
 def walk(net: Any, image: np.ndarray, cam: np.ndarray, config: AffinityNetConfig) -> Tensor:
-    """:func:`~wsss_nb.pseudo_labels.walk_cam` of a CAM (n, H, W) with AffinityNet's affinities: (n + 1, H, W)."""
+    """:func:`~wsss_nb.affinity.walk_cam` of a CAM (n, H, W) with AffinityNet's affinities: (n + 1, H, W)."""
     affinity, size = image_affinity(net, image, config)
     maps = torch.from_numpy(cam).to(affinity.device)
     return walk_cam(maps, affinity, size, alpha=config.alpha_walk, beta=config.beta, log_t=config.log_t)

@@ -21,6 +21,7 @@ from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.config import CamConfig, InferenceConfig, PretrainConfig
 from wsss_nb.stages.loop import History, NotFiniteError, load_trained, new_network, train
 from wsss_nb.stages.views import Batch, BatchSpec, autocast, scaled_size, training_views, unfinished
+from wsss_nb.system.errors import expecting, require
 from wsss_nb.system.files import atomic_path
 from wsss_nb.system.plugins import is_plugin, load_function
 from wsss_nb.system.processes import processes
@@ -84,8 +85,12 @@ def cam_loss(
     if config.fsl_weight > 0:
         losses["similarity"] = config.fsl_weight * similarity(cams[0], batch.images)  # Eq. 6-8
     if config.extra_loss:
-        extra = load_function(config.extra_loss, "extra_loss")
-        losses[config.extra_loss] = extra(cams[0], batch.images, batch.labels)
+        term = load_function(config.extra_loss, "extra_loss")
+        with expecting("a term of maps, images and labels", f"extra_loss: {config.extra_loss}", TypeError):
+            extra = term(cams[0], batch.images, batch.labels)
+        scalar = isinstance(extra, Tensor) and extra.ndim == 0
+        require(scalar, f"extra_loss: expected a scalar tensor of {config.extra_loss}, got {type(extra).__name__}")
+        losses[config.extra_loss] = extra
     return losses
 
 
@@ -240,6 +245,8 @@ def _view_cam(net: Any, images: Tensor, labels: Tensor, config: CamConfig, seam:
     cam = activation(output.logits.float())
     if config.siamese:
         cam = (cam + activation(output.revised.float())) / 2
+    if config.posterior != "softmax":  # maps that do not compete have no share to pass on
+        return cam[:, 1:] * labels[1:, None, None]
     return condition_on_labels(cam, labels.expand(len(cam), -1))[:, 1:]
 
 
@@ -251,7 +258,7 @@ def foreground_cam(
     """Foreground CAM of one image, mean over scales and flips: float32 (K - 1, H, W) in [0, 1].
 
     Per view: softmax (mean of plain and revised with the siamese branch), times the image labels, renormalised over
-    classes, background dropped, resized to the image (bilinear, align_corners false). Then, with
+    classes (another posterior's maps do not compete and are not renormalised), background dropped, resized to the image (bilinear, align_corners false). Then, with
     ``inference.max_normalize``, winner-take-all across classes and division by each class's maximum. SEAM's maps are always
     divided by their maximum, being no probabilities.
     """

@@ -21,6 +21,8 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Size = tuple[PositiveInt, PositiveInt]
+Scales = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Alpha = Annotated[float, Field(gt=0, le=1000)]
 Mu = Annotated[float, Field(ge=MU_RANGE[0], le=MU_RANGE[1])]
 Sigma = Annotated[float, Field(ge=SIGMA_RANGE[0], le=SIGMA_RANGE[1])]
 
@@ -54,7 +56,7 @@ class ViewsConfig(Config):
     """
 
     cached: bool = False
-    sizes: tuple[Size, ...] = ((448, 448),)
+    sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = ((448, 448),)
     flip: bool = True
     crop: PositiveInt = 448
     long_side: tuple[PositiveInt, PositiveInt] | None = (448, 768)
@@ -126,7 +128,7 @@ class CamConfig(TrainingConfig):
 class InferenceConfig(Config):
     """Multi-scale inference with flips, and the rule that makes label maps of the CAMs."""
 
-    scales: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)
+    scales: Scales = (0.5, 1.0, 1.5, 2.0)
     flip: bool = True
     max_normalize: bool = True
     background: str = "complement"
@@ -143,9 +145,9 @@ class AffinityNetConfig(TrainingConfig):
 
     views: ViewsConfig = ViewsConfig(long_side=None)
     crf: CRFConfig = CRFConfig()
-    alpha_amplified: PositiveFloat = 2.0
-    alpha_weakened: PositiveFloat = 4.0
-    alpha_walk: PositiveFloat = 6.0
+    alpha_amplified: Alpha = 2.0
+    alpha_weakened: Alpha = 4.0
+    alpha_walk: Alpha = 6.0
     radius: Annotated[int, Field(ge=2, le=10)] = 5
     beta: PositiveFloat = 8.0
     log_t: Annotated[int, Field(ge=0, le=12)] = 6
@@ -164,7 +166,7 @@ class DeepLabConfig(TrainingConfig):
     fsl_weight: NonNegativeFloat = Field(0.0, description="0.5 in the extended release, mu and sigma fixed")
     mu: Mu = 2.5
     sigma: Sigma = 5.0
-    scales: tuple[PositiveFloat, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="of images at the scales of the test")
     crf: CRFConfig | None = CRFConfig(iterations=1, bilateral_sxy=32)

@@ -39,7 +39,9 @@ def deeplab_loss(net: Any, batch: Batch, config: DeepLabConfig) -> dict[str, Ten
     assert batch.target is not None
     logits = F.interpolate(scores, batch.target.shape[-2:], mode="bilinear", align_corners=True)
     count = crew.per_process((batch.target != VOID).sum())
-    if count is None:
+    if count is None and (batch.target == VOID).all():
+        segmentation = 0.0 * logits.sum()  # no pixel teaches anything
+    elif count is None:
         segmentation = F.cross_entropy(logits, batch.target, ignore_index=VOID)
     else:
         segmentation = F.cross_entropy(logits, batch.target, ignore_index=VOID, reduction="sum") / count.clamp(min=1)

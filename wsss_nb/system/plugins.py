@@ -15,6 +15,10 @@ from wsss_nb.system.files import project_root, sha256_file
 __all__ = ["is_plugin", "load_function", "plugin_hash"]
 
 
+_PACKAGE = __name__.partition(".")[0] + "."
+_seen: dict[str, str] = {}  # module -> hash of the source that was imported
+
+
 def is_plugin(name: str) -> bool:
     """Whether ``name`` is a ``module:function`` and no name of a registry."""
     return ":" in name
@@ -40,6 +44,11 @@ def load_function(name: str, what: str = "function") -> Callable[..., Any]:
     try:
         with _working_folder():
             module = importlib.import_module(module_name)
+            file = getattr(module, "__file__", None)
+            if file and file.endswith(".py") and not module_name.startswith(_PACKAGE):
+                digest = sha256_file(file)
+                if _seen.setdefault(module_name, digest) != digest:  # edited since, in a kernel that lives on
+                    module, _seen[module_name] = importlib.reload(module), digest
     except Exception as error:  # a module of somebody else's may raise anything
         got = f"{type(error).__name__}: {error}"
         raise InputError(f"{what}: expected module {module_name} to import, got {got}") from error
@@ -53,7 +62,7 @@ def plugin_hash(name: str) -> str:
     """SHA-256 of the source that a plugin stands in: its module's file, or, of this package, the code behind the module."""
     function = load_function(name)
     module = name.partition(":")[0]
-    if module.partition(".")[0] == __name__.partition(".")[0]:
+    if module.startswith(_PACKAGE):
         return code_version(module)
     try:
         file = inspect.getsourcefile(inspect.unwrap(function))
