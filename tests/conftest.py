@@ -19,6 +19,22 @@ torch.set_num_threads(1)
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_triton_*.py"]
 
 
+# Files that take longer than a few seconds; `make test-fast` leaves them out.
+SLOW = {
+    "benchmarks", "benchmarks_crf", "benchmarks_training", "browser", "checks", "cli", "cluster", "course", "data_download",
+    "data_msrc", "data_voc2012", "evaluate", "evaluate_published", "figures", "models_golden", "notebooks", "paper_profile",
+    "pipeline", "profiles_paper", "reproducible", "run_manifest", "runner", "stages_loop", "stages_processes", "teach",
+    "teach_explorers", "triton_crf", "triton_dispatch", "triton_similarity", "verify", "workers",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--screenshots``: see test_browser.py."""
     parser.addoption("--screenshots", metavar="DIR", help="where the browser tests put the explorers' portraits")

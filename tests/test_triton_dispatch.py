@@ -20,7 +20,6 @@ import torch
 from test_crf import oracle as oracle_crf
 from test_crf import scene
 from test_similarity import assert_equal, example, oracle, ours
-from wsss_nb.run.grid import grid
 
 from benchmarks import gpu
 from benchmarks.references import all_pairs_crf
@@ -427,9 +426,10 @@ def test_the_command_for_figure_2_on_photographs_is_the_whole_of_it():
     options = _parser(words).parse_args(words)
     profile = _profile(options)
     assert program == "wsss-nb" and options.figures == "figures/photos" and options.only == ()
-    weights = {(point.weight, point.fsl) for point in grid(profile) if point.method == "sampling"}
-    assert weights == {(weight, fsl) for weight in (0, 0.25, 0.5, 0.75, 1) for fsl in (False, True)}
-    assert len(grid(profile)) == 12 and profile.seeds == (0, 1, 2) and profile.refine == ("ours", "seam")
+    grid = profile.grid()
+    lams = {(point.lam, point.fsl) for point in grid.values() if point.lam is not None}
+    assert lams == {(lam, fsl) for lam in (0, 0.25, 0.5, 0.75, 1) for fsl in (False, True)}
+    assert len(grid) == 12 and profile.seeds == (0, 1, 2) and profile.refine == ("lambda1_fsl", "seam")
     assert profile.cam == load_profile("photos").cam
 
 

@@ -258,9 +258,9 @@ def foreground_cam(
     """Foreground CAM of one image, mean over scales and flips: float32 (K - 1, H, W) in [0, 1].
 
     Per view: softmax (mean of plain and revised with the siamese branch), times the image labels, renormalised over
-    classes (another posterior's maps do not compete and are not renormalised), background dropped, resized to the image (bilinear, align_corners false). Then, with
-    ``inference.max_normalize``, winner-take-all across classes and division by each class's maximum. SEAM's maps are always
-    divided by their maximum, being no probabilities.
+    classes (another posterior's maps do not compete and are not renormalised), background dropped, resized to the image
+    (bilinear, align_corners false). Then, with ``inference.max_normalize``, winner-take-all across classes and division by
+    each class's maximum. SEAM's maps are always divided by their maximum, being no probabilities.
     """
     device = next(net.parameters()).device
     tensor = to_tensor(image).to(device)
