@@ -106,6 +106,14 @@ def test_deeplabs_loss_is_the_sum_it_says(fsl_weight: float, monkeypatch: pytest
     assert both == pytest.approx(expected["segmentation"], rel=1e-5)
 
 
+def test_a_batch_without_a_labelled_pixel_teaches_nothing() -> None:
+    batch = make_batch(3, (4, 5), torch.full((3, 9, 8), 255))
+    batch.features.requires_grad_()
+    (loss,) = deeplab_loss(as_it_is, batch, DeepLabConfig(fsl_weight=0)).values()
+    loss.backward()
+    assert loss.item() == 0 and not batch.features.grad.any()
+
+
 def test_stage_two_takes_each_pixels_best_class_stretched_to_one(tmp_path: Path) -> None:
     cam = np.array([[[0.2, 0.1]], [[0.1, 0.4]]], np.float16)
     np.savez_compressed(tmp_path / "a.npz", classes=np.array([3, 7]), cam=cam)

@@ -315,7 +315,7 @@ def test_the_crf_s_foreground_probability(coffee):
     full = teach.enlarge(cup, image.shape[:2])
     pair = np.stack([(1 - full) ** 2, full])
     expected = dense_crf(image.copy(), (pair / pair.sum(0)).astype(np.float32), iterations=1)
-    found = teach.refine_map(image, cup, "power:2", iterations=1)
+    found = teach.refine_map(image, cup, "power:2", CRFConfig(iterations=1))
     np.testing.assert_allclose(found, expected[1], atol=1e-5)
 
 

@@ -247,6 +247,11 @@ def test_what_is_no_function(name: str, message: str) -> None:
         find_variant(name)
 
 
+def test_a_compiled_function_without_a_signature_gets_the_maps() -> None:
+    with pytest.raises(ValueError, match=r"pooling: expected a tensor \(B, K\) = \(2, 3\), got \(2, 3, 4, 5\)"):
+        loss_of("torch:sigmoid")
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
