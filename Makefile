@@ -29,7 +29,7 @@ reproduce: $(STAMP)
 	$(BIN)/wsss-nb run --profile quick --out runs/quick --figures figures
 
 test: $(STAMP)
-	@echo "all tests: about @TESTMIN@ minutes on two cores; make test-fast is a part that takes under 3"
+	@echo "all tests: about half an hour on two cores; make test-fast is a part that takes under 3 minutes"
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from wsss_nb import teach
 from wsss_nb.cam import class_activation_map
-from wsss_nb.crf import dense_crf
+from wsss_nb.crf import CRFConfig, dense_crf
 from wsss_nb.models.networks import create_imagenet_classifier
 from wsss_nb.similarity import MU_RANGE, feature_similarity
 from wsss_nb.system.errors import InputError
