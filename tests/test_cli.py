@@ -131,12 +131,12 @@ def test_sweep_takes_fields_files_and_variants(opened: Opened, tmp_path: Path) -
     Path("mine.yaml").write_text("seeds: [0, 1]\nworkers: 3\ncam: {mu: 3.0}\n")
     Path("loss_of_mine.py").write_text("def loss(maps, images, labels): return 0\n")
     command = "sweep --config mine.yaml --lambdas 0,1 --workers 1 --data.skip_bad true --data images"
-    command += " --variant log_sum_exp --variant average --variant binomial+fsl --extra-loss loss_of_mine:loss"
+    command += " --variant log_sum_exp --variant average --variant log_sum_exp+fsl --extra-loss loss_of_mine:loss"
     assert cli.main(command.split()) == 0
     (profile,) = opened
     assert profile.lambdas == (0.0, 1.0) and profile.seeds == (0, 1) and profile.workers == 1, "flags win over files"
     assert profile.data.skip_bad and profile.data.root == str(tmp_path / "images") and profile.cam.mu == 3
-    assert profile.variants == ("average", "seam", "log_sum_exp", "binomial+fsl")
+    assert profile.variants == ("average", "seam", "log_sum_exp", "log_sum_exp+fsl")
     assert profile.cam.extra_loss == "loss_of_mine:loss"
     assert [name for _, name in opened.calls] == list(profile.grid())
 
@@ -215,7 +215,7 @@ def test_drawing_a_finished_run_needs_its_results_only(
         ("train cam --variant no_module:x", "variant: expected module no_module to import, got ModuleNotFoundError"),
         ("train deeplab --seed 3", "--seed: expected 0, the first of seeds, for deeplab, got 3"),
         ("train cam --seed much", "argument --seed: invalid int value: 'much'"),
-        ("sweep --variant max", "quick: variant: expected one of average"),
+        ("sweep --variant max", "variant: expected one of average"),
         ("run --lambdas 0,1.2", "lambdas.1: Input should be less than or equal to 1, got 1.2"),
         ("run --refine []", "refine: expected a variant for 05_b and 06_c, got none; or --only 01,02,03,04"),
         ("run --lambdas 0,0.5", "refine: expected variants of the run (lambda0, "),
