@@ -654,3 +654,25 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
         os.kill(pid, signal.SIGKILL)
     assert not left
     process.stdout.close()
+
+
+def test_auto_is_what_the_cluster_can() -> None:
+    """A task is asked; what is named is not, the tasks find it or miss it themselves."""
+    asked = []
+
+    class Pool:
+        def finished(self, function, jobs, name, *, gpu=False):
+            asked.append((function, dict(jobs), gpu))
+            yield "backend", "cuda"
+
+    assert crf.resolved_crf(CRFConfig(backend="auto"), Pool()).backend == "cuda"
+    assert asked == [(crf.resolve_backend, {"backend": ("auto",)}, True)]
+    assert crf.resolved_crf(CRFConfig(backend="torch"), Pool()).backend == "torch" and len(asked) == 1
+
+
+def test_messages_of_very_narrow_kernels() -> None:
+    """Pixels thousands of kernel widths apart: more tiles than there are numbers for, so tiles grow; no pixel meets another."""
+    features = torch.zeros(2, 3, 5)
+    features[..., 0] = torch.arange(6.0).view(2, 3) * 3000
+    values = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(messages.BilateralKernel(features, 0)(values), values)

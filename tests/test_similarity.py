@@ -746,3 +746,10 @@ def test_wrong_module_settings_are_refused():
         FeatureSimilarityLoss(mu=math.inf)
     with pytest.raises(ValueError, match=r"normalization: expected one of pixels, pairs, release, got 'sum'"):
         FeatureSimilarityLoss(normalization="sum")
+
+
+def test_learned_values_without_gradients_are_the_same() -> None:
+    module = FeatureSimilarityLoss(mu=2.0, sigma=4.0, learnable=True)
+    with torch.no_grad():
+        assert (module.mu.item(), module.sigma.item()) == (2.0, 4.0)
+        assert not module.mu.requires_grad

@@ -17,6 +17,7 @@ from wsss_nb.binomial import binomial_activation
 from wsss_nb.cam import class_activation_map
 from wsss_nb.log_sum_exp import log_sum_exp_pool
 from wsss_nb.run.profiles import load_profile
+from wsss_nb.sampling import find_pooling
 from wsss_nb.similarity import FeatureSimilarityLoss
 from wsss_nb.stages.cam import cam_loss
 from wsss_nb.stages.views import Batch
@@ -186,6 +187,11 @@ def test_a_pooling_of_ones_own_is_trained_by_eq_3(module: Any) -> None:
     probability = class_activation_map(LOGITS).square().mean((2, 3)).sqrt()
     assert name == "pools_a.root_mean_square"
     assert loss.item() == pytest.approx(logarithmic_loss(probability, LABELS).item(), rel=1e-5)
+
+
+def test_a_function_itself_is_a_pooling() -> None:
+    assert find_pooling(log_sum_exp_pool) is log_sum_exp_pool
+    assert find_pooling("wsss_nb.log_sum_exp:log_sum_exp_pool") is log_sum_exp_pool
 
 
 def test_a_parameter_named_logits_gets_them(module: Any) -> None:
