@@ -671,7 +671,11 @@ def test_auto_is_what_the_cluster_can() -> None:
 
 
 def test_messages_of_very_narrow_kernels() -> None:
-    """Pixels thousands of kernel widths apart: more tiles than there are numbers for, so tiles grow; no pixel meets another."""
+    """Pixels thousands of kernel widths apart: tiles grow until they can be numbered, and no pixel meets another."""
+    import torch
+
+    from wsss_nb.fast import messages
+
     features = torch.zeros(2, 3, 5)
     features[..., 0] = torch.arange(6.0).view(2, 3) * 3000
     values = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
