@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import run
-from wsss_nb.system.config import Parser, words
+from wsss_nb.system.command_line import Parser, words
 from wsss_nb.system.errors import InputError
 
 __all__ = ["main"]

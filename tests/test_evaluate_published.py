@@ -89,7 +89,7 @@ def test_a_published_file_from_disk_to_scores(
         path.unlink()  # pytest keeps the folders of three sessions
     shown = capsys.readouterr().out
     name = {"camnet": "cam", "deeplab": "deeplab"}[network]
-    assert f"network {name} (lambda1_fsl) on resnet38, settings of profile paper" in shown
+    assert f"network {name} on resnet38, settings of profile paper" in shown
     assert "left out" not in shown and "aeroplane" in shown
 
     (maps,) = (tmp_path / "out").glob("maps-*")

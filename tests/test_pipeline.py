@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import small_stages
 
 from wsss_nb import cli, crf
 from wsss_nb.affinity import walk_cam
@@ -35,7 +36,6 @@ from wsss_nb.system.errors import InputError
 from wsss_nb.system.files import read_json
 
 STAGES = ("pretrain", "cam", "seam", "affinitynet", "seam_affinitynet", "deeplab")
-SMALL = {"epochs": "1", "batch_size": "8", "views.sizes": "[[48,48]]"}
 TINY = {
     "data.num_train": "16",
     "data.num_val": "4",
@@ -43,7 +43,7 @@ TINY = {
     "fsl": "[true]",
     "workers": "1",
     "threads": "1",
-    **{f"{stage}.{name}": value for stage in STAGES for name, value in SMALL.items()},
+    **small_stages(STAGES, batch_size=8),
     **{f"{stage}.epochs": "2" for stage in ("pretrain", "cam", "affinitynet", "deeplab")},
 }
 

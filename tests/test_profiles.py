@@ -24,7 +24,8 @@ from wsss_nb.run.profiles import (
 )
 from wsss_nb.stages.cam import find_posterior
 from wsss_nb.stages.config import CamConfig
-from wsss_nb.system.config import Config, Parser
+from wsss_nb.system.command_line import Parser
+from wsss_nb.system.config import Config
 from wsss_nb.system.errors import InputError
 from wsss_nb.variants import OURS, SEAM, VARIANTS, find_variant, lambda_variant
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import small_stages
 
 from wsss_nb import cli
 from wsss_nb.show.figures import FIGURES
@@ -15,7 +16,6 @@ from wsss_nb.show.verify import compare_folders
 from wsss_nb.system.files import read_json
 
 # The profile quick, with every kind of point, stage and figure, on few images and for few epochs.
-SMALL = {"epochs": "1", "batch_size": "4", "views.sizes": "[[48,48]]"}
 SETTINGS = {
     "data.num_train": "8",
     "data.num_val": "3",
@@ -23,10 +23,9 @@ SETTINGS = {
     "variants": "[seam]",
     "refine": "[lambda1_fsl]",
     "cam.learn_fsl": "true",
-    **{f"{stage}.{name}": value for stage in ("pretrain", "cam", "seam", "affinitynet", "deeplab")
-       for name, value in SMALL.items()},
+    **small_stages(("pretrain", "cam", "seam", "affinitynet", "deeplab"), batch_size=4),
     "cam.epochs": "2",
-}  # fmt: skip
+}
 
 
 def made(out: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import wsss_nb
 from wsss_nb.system import code_version as code
 from wsss_nb.system import progress as reporter
 from wsss_nb.system.code_version import code_version, imported_modules, modules_behind
-from wsss_nb.system.config import Parser, minutes_by_notebook, similar_names, words
+from wsss_nb.system.command_line import Parser, minutes_by_notebook, similar_names, words
 from wsss_nb.system.errors import InputError
 from wsss_nb.system.files import sha256_file
 from wsss_nb.system.plugins import is_plugin, load_function, plugin_hash

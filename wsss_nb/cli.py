@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from wsss_nb.system.config import Parser, minutes_by_notebook, words
+from wsss_nb.system.command_line import Parser, minutes_by_notebook, words
 from wsss_nb.system.errors import DiskFullError, InputError, WorkerDiedError, require
 from wsss_nb.system.files import only_run, write_json
 from wsss_nb.variants import OURS, find_variant
@@ -321,11 +321,11 @@ def _checkpoint_scores(options: argparse.Namespace, folder: Any) -> dict[str, An
     name = f"{checkpoint.path.stem}-{checkpoint.digest[:8]}-{options.split}"
     options.out = options.out or Path("runs") / "evaluate" / name
     profile = _profile(options)
-    variant = options.variant or OURS
-    network = f"network {identity.network} ({variant}) on {identity.backbone}"
-    print(f"{checkpoint.path}: {network}, settings of profile {profile.name}", flush=True)
+    network = f"network {identity.network} on {identity.backbone}"
+    settings = f"settings of profile {profile.name}{f' for {options.variant}' if options.variant else ''}"
+    print(f"{checkpoint.path}: {network}, {settings}", flush=True)
     cams = Path(options.cams) if options.cams else None
-    maps, scores = evaluate_checkpoint(checkpoint, folder, profile, options.out, variant=variant, cams=cams)
+    maps, scores = evaluate_checkpoint(checkpoint, folder, profile, options.out, variant=options.variant, cams=cams)
     print(f"{maps}: {len(folder)} label maps" + ("" if scores else "; the split has no masks, no score"))
     return scores
 

@@ -85,7 +85,7 @@ def load_network(checkpoint: Checkpoint, num_classes: int, *, seam: bool = False
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, folder: VOCFolder, profile: Profile, out: Path, *, variant: str = OURS,
+    checkpoint: Checkpoint, folder: VOCFolder, profile: Profile, out: Path, *, variant: str = "",
     cams: Path | None = None
 ) -> tuple[Path, dict[str, Any] | None]:  # fmt: skip
     """Write the label maps of a split and score them, with the stages' own inference.
@@ -99,7 +99,8 @@ def evaluate_checkpoint(
         folder: the split; without a single mask nothing is scored.
         profile: its inference settings are used, not its data; of the data, how void is scored.
         out: the results' folder.
-        variant: what the CAM network was trained as; "seam" has settings of its own, and the names do not tell.
+        variant: what the CAM network was trained as, where its names do not tell and its settings are of its own: "seam",
+            "binomial"; stated in the protocol.
         cams: for AffinityNet: folder of ``NAME.npz`` of stage 1, or checkpoint of a CAM network.
 
     Returns:
@@ -114,9 +115,9 @@ def evaluate_checkpoint(
     require(network != "affinitynet" or cams is not None, f"cams: expected for AffinityNet, {where}, got none")
     wanted = network == "affinitynet" or cams is None
     require(wanted, f"cams: expected for AffinityNet only, got them for a network {network}")
-    point = find_variant(variant)
+    point = find_variant(variant or OURS)
     inference, walk = profile.inference_config(point), profile.affinitynet_config(point)
-    common = {"variant": variant, "weights": f"{checkpoint.path.name} {checkpoint.digest[:12]}"}
+    common = {"variant": variant or None, "weights": f"{checkpoint.path.name} {checkpoint.digest[:12]}"}
     if network == "cam":
         maps = _cam_maps(checkpoint, folder, profile, out, variant, label_maps=True)
         protocol = {**cam.cam_protocol(inference, seam=variant == SEAM), **common}
@@ -159,7 +160,7 @@ def _cam_maps(
     checkpoint: Checkpoint, folder: VOCFolder, profile: Profile, out: Path, variant: str, *, label_maps: bool
 ) -> Path:
     """Folder of the CAMs of a split, with label maps or without."""
-    point, seam = find_variant(variant), variant == SEAM
+    point, seam = find_variant(variant or OURS), variant == SEAM
     config, inference = profile.cam_config(point), profile.inference_config(point)
     write = partial(cam.infer_cams, folder=folder, config=config, inference=inference, seam=seam, label_maps=label_maps)
     return _written(

@@ -48,19 +48,19 @@ def open_run(profile: Profile, out_dir: str | Path) -> Run:
             file of ImageNet weights where the profile names one, a run of an earlier layout, or no writable folder.
     """
     out = Path(out_dir).resolve()
-    crew = processes()
-    if crew.is_main:
+    world = processes()
+    if world.is_main:
         known = read_results(out / RESULTS) if (out / RESULTS).exists() else None
         prepared = _prepare(profile, out)
         save_profile(profile, out / CONFIG)
         results = _results(profile, out, prepared, known)
         write_json(out / RESULTS, results.model_dump(mode="json", by_alias=True))
-    crew.barrier()
+    world.barrier()
     torch.set_num_threads(profile.threads)
     run = Run(out, read_results(out / RESULTS))
     run.workers = requested_cluster(out, run.train.root) or profile.workers
-    alone = crew.count == 1 or isinstance(run.workers, int)
-    require(alone, f"--ray-address: expected one process, got {crew.count}: Ray and torchrun do not go together")
+    alone = world.count == 1 or isinstance(run.workers, int)
+    require(alone, f"--ray-address: expected one process, got {world.count}: Ray and torchrun do not go together")
     return run
 
 

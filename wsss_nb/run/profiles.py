@@ -16,7 +16,8 @@ from pydantic_settings.exceptions import SettingsError
 from wsss_nb.models.networks import BACKBONES
 from wsss_nb.run.results import wrong_field
 from wsss_nb.stages.config import AffinityNetConfig, CamConfig, DeepLabConfig, InferenceConfig, PretrainConfig
-from wsss_nb.system.config import Config, Parser
+from wsss_nb.system.command_line import Parser
+from wsss_nb.system.config import Config
 from wsss_nb.system.errors import InputError, expecting, require
 from wsss_nb.system.files import atomic_path
 from wsss_nb.variants import OURS, SEAM, Variant, find_variant, lambda_variant

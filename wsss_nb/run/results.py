@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wsss_nb.system.config import similar_names
+from wsss_nb.system.command_line import similar_names
 from wsss_nb.system.errors import InputError, require
 from wsss_nb.system.files import read_json
 from wsss_nb.variants import Stage

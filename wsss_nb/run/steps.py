@@ -106,15 +106,15 @@ def run_step(
     key = json_hash(inputs)
     folder = parent / f"{name}-{key[:8]}"
     manifest = folder / MANIFEST
-    crew = processes()
+    world = processes()
     lock = waiting_lock(parent / f".{folder.name}.lock", f"{folder}: another process is at work here")
-    with nullcontext() if manifest.exists() or not crew.is_main else lock:
-        if crew.broadcast(crew.is_main and _begin(folder, key)):
-            if on_start is not None and crew.is_main:
+    with nullcontext() if manifest.exists() or not world.is_main else lock:
+        if world.broadcast(world.is_main and _begin(folder, key)):
+            if on_start is not None and world.is_main:
                 on_start()
             result, cost = _cost_of(lambda: work(folder) or {})
-            crew.barrier()
-            if crew.is_main:
+            world.barrier()
+            if world.is_main:
                 # a resumed training took at least what all its epochs took
                 epochs = round(sum(row["seconds"] for row in result.get("history", ())), 3)
                 cost["seconds"] = max(cost["seconds"], epochs)
@@ -123,7 +123,7 @@ def run_step(
                 done = {"key": key, "inputs": inputs, "result": result, "cost": cost, "made_by": author}
                 write_json(manifest, done)
                 (folder / STARTED).unlink()
-            crew.barrier()
+            world.barrier()
     made = read_json(manifest)
     try:
         return Step(folder, made["key"], made["result"], made["cost"])

@@ -42,13 +42,13 @@ def affinitynet_loss(net: Any, batch: Batch, config: AffinityNetConfig) -> dict[
 
     Several processes divide by the numbers of pairs of the whole batch.
     """
-    crew = processes()
-    with autocast(crew.device, config.precision):
+    world = processes()
+    with autocast(world.device, config.precision):
         features = net(batch.images, batch.features).float()
     assert batch.target is not None
     labels = affinity_labels(batch.target, radius=config.radius)
     pairs = pair_affinity(features, radius=config.radius)
-    counts = crew.per_process(torch.stack([kind.sum() for kind in labels]))
+    counts = world.per_process(torch.stack([kind.sum() for kind in labels]))
     return {"affinity": affinity_loss(pairs, labels, counts=counts)}
 
 

@@ -33,12 +33,12 @@ def deeplab_loss(net: Any, batch: Batch, config: DeepLabConfig) -> dict[str, Ten
     The extended release adds the feature-similarity loss of the softmax (Eq. 6), scaled as in stage 1. Several processes
     divide by the number of labelled pixels of the whole batch.
     """
-    crew = processes()
-    with autocast(crew.device, config.precision):
+    world = processes()
+    with autocast(world.device, config.precision):
         scores = net(batch.images, batch.features).float()
     assert batch.target is not None
     logits = F.interpolate(scores, batch.target.shape[-2:], mode="bilinear", align_corners=True)
-    count = crew.per_process((batch.target != VOID).sum())
+    count = world.per_process((batch.target != VOID).sum())
     if count is None and (batch.target == VOID).all():
         segmentation = 0.0 * logits.sum()  # no pixel teaches anything
     elif count is None:

@@ -124,13 +124,13 @@ def train(
         InputError: the checkpoint found does not fit.
     """
     net: Any = modules["net"]
-    crew = processes()
-    if crew.count > 1 and crew.device.type == "cuda":
+    world = processes()
+    if world.count > 1 and world.device.type == "cuda":
         net.synchronise_batch_norm()
     optimizer = build_optimizer(net.parameter_groups(), config.optimizer, extra_groups or [])
     initial = [group["lr"] for group in optimizer.param_groups]
     # small float16 gradients would round to zero
-    scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "float16")
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
     total = iterations or config.epochs * loader.steps
     epochs = math.ceil(total / loader.steps)
     start, history = 0, History()
@@ -140,18 +140,18 @@ def train(
         if start < epochs:
             print(f"{description}: resumes from epoch {start} of {epochs} ({checkpoint.name})", flush=True)
     _check_same_start(start, description)
-    if config.compile and crew.device.type == "cuda":
+    if config.compile and world.device.type == "cuda":
         net.compile()
     elif config.compile:
         print(f"{description}: compile is for GPUs, goes on without", flush=True)
-    compute = loss if crew.count == 1 else crew.wrap(_Losses(modules, loss))
+    compute = loss if world.count == 1 else world.wrap(_Losses(modules, loss))
     last_line = time.monotonic()
     for epoch in range(start, epochs):
         begun = time.monotonic()
         drawn_from = epoch_seed(seed, epoch)
         for seeded in (random.seed, np.random.seed, torch.manual_seed):
             seeded(drawn_from)
-        generator = torch.Generator(crew.device).manual_seed(drawn_from)
+        generator = torch.Generator(world.device).manual_seed(drawn_from)
         modules.train()
         sums: dict[str, float] = {}
         first = step = epoch * loader.steps
@@ -162,8 +162,8 @@ def train(
                 for group, rate in zip(optimizer.param_groups, initial, strict=True):
                     group["lr"] = rate * _schedule(step, total, config.optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                part = slice_of_batch(crew.rows(loader.batch_size)[0], loader.batch_size)
-                with part if crew.count > 1 else nullcontext():
+                part = slice_of_batch(world.rows(loader.batch_size)[0], loader.batch_size)
+                with part if world.count > 1 else nullcontext():
                     losses: dict[str, Tensor] = compute(batch, generator)
                 for name, share in (warmups or {}).items():
                     losses[name] = losses[name] * _warmed_up(step, total, share)
@@ -188,13 +188,13 @@ def train(
             kept = f"the checkpoint of epoch {epoch} is kept" if epoch else "there is no checkpoint yet"
             where = f"{description}: {what} at epoch {epoch + 1}, step {step}"
             raise TrainingError(f"{where}; {kept}, try {advice}") from error
-        summed = crew.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
-        means = {name: value / (steps * crew.count) for name, value in zip(sums, summed, strict=True)}
+        summed = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        means = {name: value / (steps * world.count) for name, value in zip(sums, summed, strict=True)}
         seconds = time.monotonic() - begun
         history.append({"epoch": epoch + 1, "step": first + steps, **means, **record(), "seconds": seconds})
-        if crew.is_main:
+        if world.is_main:
             _save(checkpoint, modules, optimizer, scaler, history)
-        crew.barrier()
+        world.barrier()
         if on_epoch is not None:
             on_epoch(history)
         if time.monotonic() - last_line > interval:
@@ -218,8 +218,8 @@ class _Losses(nn.Module):
 
 def _check_same_start(start: int, description: str) -> None:
     """All processes read the same checkpoint; and nobody writes before all have read."""
-    crew = processes()
-    starts = crew.sum(torch.eye(crew.count)[crew.index] * start)
+    world = processes()
+    starts = world.sum(torch.eye(world.count)[world.index] * start)
     if starts.unique().numel() > 1:
         raise TrainingError(
             f"{description}: expected all processes to find the same {CHECKPOINT}, got those of epochs "

@@ -33,8 +33,8 @@ def score_label_maps(
         ``protocol``, ``miou``, ``contour_f`` (fractions), ``iou`` (K, null where the class does not occur), ``f`` (K - 1),
         ``confusion`` (K, K; rows are the truth), ``matches`` (K - 1, 4).
     """
-    crew = processes()
-    names = crew.shard(folder.names)
+    world = processes()
+    names = world.shard(folder.names)
     parts = [names[start : start + SHARD] for start in range(0, len(names), SHARD)]
     if len(parts) <= 1 or workers in (0, 1):
         area, contour = _counted(folder, names, predictions, void)
@@ -45,9 +45,9 @@ def score_label_maps(
             for whole, piece in zip((area, contour), other, strict=True):
                 for state, counts in piece.metric_state.items():
                     setattr(whole, state, getattr(whole, state) + counts)
-    if crew.count > 1:  # torchmetrics adds the states up, where the processes' network reaches them
-        area.to(crew.device)
-        contour.to(crew.device)
+    if world.count > 1:  # torchmetrics adds the states up, where the processes' network reaches them
+        area.to(world.device)
+        contour.to(world.device)
     areas, contours = area.compute(), contour.compute()
     facts = {"void": void, "contour_classes": "present", "images": len(folder.names)}
     return {
