@@ -310,6 +310,31 @@ def test_other_settings_make_what_depends_on_them_and_going_back_finds_the_old(
     assert rows_of(copied, "cam") == stored and stamps(copied).keys() == before.keys() | added
 
 
+def test_what_only_inference_reads_does_not_train_again(copied: Path, untrained: None) -> None:
+    before = {row["stage"]: row["steps"] for row in read_json(copied / "results.json")["stages"]
+              if row["variant"] == "lambda1_fsl"}  # fmt: skip
+    walked = train_affinitynet(open_run(tiny(affinitynet__log_t="2"), copied), "lambda1_fsl")
+    same = {name for name, folder in walked.steps.items() if folder == before["affinitynet"][name]}
+    assert same == {"cams", "crf", "model"}, "and what follows is walked anew"
+
+    seen = train_deeplab(open_run(tiny(deeplab__scales="[1.0,1.5]"), copied), "lambda1_fsl")
+    assert seen.steps["model"] == before["deeplab"]["model"] and seen.steps["val"] != before["deeplab"]["val"]
+
+
+def test_other_code_is_another_start_and_looks_at_the_data_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curve of the pre-training that is shown is that of the one which the networks started from."""
+    looked = []
+    original, look = prepare.code_version, prepare.check_folder
+    monkeypatch.setattr(prepare, "code_version", lambda *modules: f"other {original(*modules)}")
+    monkeypatch.setattr(prepare, "check_folder", lambda *a, **k: looked.append(a) or look(*a, **k))
+    run = open_run(tiny(), copied)
+    assert len(looked) == 1 and run.results.pretrain is not None
+    old = run.results.pretrain.folder
+    place, _ = pipeline.pretrain(run)
+    assert place is not None and run.results.pretrain.folder == place.parent.name != old
+    assert (copied / old).is_dir()
+
+
 def test_another_point_leaves_the_scores_of_the_others(copied: Path) -> None:
     before = read_json(copied / "results.json")
 
@@ -426,6 +451,15 @@ def test_a_variant_of_ones_own(
         inputs = read_json(copied / places[-1] / "manifest.json")["inputs"]
         assert list(inputs["plugins"]) == ["pooling_by_me:middle"]
     assert all((copied / place / "checkpoint.pt").exists() for place in places)
+
+    def listed() -> set[str]:
+        return {row.variant for row in open_run(tiny(variants="[pooling_by_me:middle]"), copied).results.cam}
+
+    assert listed() == {"lambda0_fsl", "lambda1_fsl", "pooling_by_me.middle"}
+    module.write_text("middle = lambda cam: 0.8 * cam.mean((2, 3))\n")
+    assert listed() == {"lambda0_fsl", "lambda1_fsl"}, (
+        "scores of a function as it was are not shown as those of another"
+    )
 
 
 # Kills

@@ -45,7 +45,7 @@ def find_posterior(name: str) -> Callable[[Tensor], Tensor]:
 def cam_loss(
     net: Any, batch: Batch, config: CamConfig, similarity: FeatureSimilarityLoss, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Eq. 5 on the plain maps, max pooling on the revised ones, ER, ECR, and Eq. 6 on view 1.
+    """Eq. 5 on the plain maps, max pooling on the revised ones, ER, ECR, Eq. 6 on view 1, and ``config.extra_loss``.
 
     Without ``config.siamese`` the network shows view 1 alone and neither PCM nor siamese terms enter.
 
@@ -85,13 +85,17 @@ def cam_loss(
     if config.fsl_weight > 0:
         losses["similarity"] = config.fsl_weight * similarity(cams[0], batch.images)  # Eq. 6-8
     if config.extra_loss:
-        term = load_function(config.extra_loss, "extra_loss")
-        with expecting("a term of maps, images and labels", f"extra_loss: {config.extra_loss}", TypeError):
-            extra = term(cams[0], batch.images, batch.labels)
-        scalar = isinstance(extra, Tensor) and extra.ndim == 0
-        require(scalar, f"extra_loss: expected a scalar tensor of {config.extra_loss}, got {type(extra).__name__}")
-        losses[config.extra_loss] = extra
+        losses[config.extra_loss] = _extra_loss(config.extra_loss, cams[0], batch)
     return losses
+
+
+def _extra_loss(name: str, cam: Tensor, batch: Batch) -> Tensor:
+    """A term of the user's own, checked: (maps, images, labels) -> scalar."""
+    with expecting("a term of maps, images and labels", f"extra_loss: {name}", TypeError):
+        term: Tensor = load_function(name, "extra_loss")(cam, batch.images, batch.labels)
+    scalar = isinstance(term, Tensor) and term.ndim == 0
+    require(scalar, f"extra_loss: expected a scalar tensor of {name}, got {type(term).__name__}")
+    return term
 
 
 def equivariance_loss(cam1: Tensor, cam2: Tensor, revised1: Tensor, revised2: Tensor) -> dict[str, Tensor]:

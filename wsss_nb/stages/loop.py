@@ -94,10 +94,9 @@ def train(
 
     Every epoch draws its randomness from ``epoch_seed(seed, epoch)`` alone (Python's and NumPy's default generators are
     seeded too, for losses from outside) and ends in a checkpoint (modules, optimiser, place in the schedule, history),
-    written atomically. So a killed run, started
-    again, ends with the same weights on a CPU as an undisturbed one. Several processes share each batch: draws belong to
-    an image's place in the whole batch, so that this changes no more than the order of sums, but for BatchNorm that is
-    trained on CPUs.
+    written atomically. So a killed run, started again, ends with the same weights on a CPU as an undisturbed one. Several
+    processes share each batch: draws belong to an image's place in the whole batch, so that this changes no more than the
+    order of sums, but for BatchNorm that is trained on CPUs.
 
     Args:
         modules: everything trained, under stable names; "net" is the network.
